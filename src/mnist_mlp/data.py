@@ -1,0 +1,253 @@
+"""Where the images come from: files and their integrity, the split, the batches."""
+
+import hashlib
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mnist_mlp.images import centre
+
+MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
+
+# Size in bytes and SHA-256 of the four extracted files. torchvision only checks that they exist.
+MNIST_FILES = {
+    "train-images-idx3-ubyte": (
+        47_040_016,
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "train-labels-idx1-ubyte": (
+        60_008,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "t10k-images-idx3-ubyte": (
+        7_840_016,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        10_008,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the next mirror is tried
+REMEDY = (
+    "Set MNIST_ROOT to the folder that holds MNIST/raw/, connect to the network once, "
+    "or use load('digits')."
+)
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """Images and their labels in two tensors, preprocessed a whole batch at a time.
+
+    `images`: uint8 of shape (N, 28, 28), 0 the background, 255 the ink. `labels`: int64 of shape
+    (N,), from 0 to `len(classes) - 1`. `augment`: None, or a function from and to float32 images
+    of shape (N, 28, 28) on the scale from 0 to 1. Raises ValueError if these do not fit together.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...] = tuple("0123456789")
+    mean: float = MEAN
+    std: float = STD
+    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.shape[1:] != (28, 28):
+            found = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
+            raise ValueError(f"images must be torch.uint8 of shape (N, 28, 28), found {found}.")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            expected = f"torch.int64 of shape ({len(self.images)},), one for each image"
+            raise ValueError(f"labels must be {expected}, found {found}.")
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
+            raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}, found {found}.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return one preprocessed image, float32 of shape (784,), and its label."""
+        images, labels = self.__getitems__([index])
+        return images[0], int(labels[0])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a preprocessed batch: float32 of shape (N, 784) and int64 of shape (N,).
+
+        Bit for bit what torchvision's `ToTensor`, `Normalize((mean,), (std,))` and `flatten` give
+        image by image (without `augment`), in four operations for the whole batch.
+        """
+        images = self.images[indices].float().div_(255)  # to tensor
+        if self.augment is not None:
+            images = self.augment(images)
+        images = images.sub_(self.mean).div_(self.std)  # normalise
+        return images.flatten(1), self.labels[indices]  # flatten
+
+    def subset(self, indices: torch.Tensor) -> "ImageDataset":
+        """Return the data set of these images alone."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of one data set: fit on `train`, choose on `validation`, read `test` once.
+
+    `note` is empty, or says why this is not the data set that was asked for.
+    """
+
+    name: str
+    train: ImageDataset
+    validation: ImageDataset
+    test: ImageDataset
+    note: str = ""
+
+
+def loader(
+    dataset: ImageDataset,
+    batch_size: int = 1024,
+    generator: torch.Generator | None = None,
+    augment: Callable[..., torch.Tensor] | None = None,
+) -> DataLoader:
+    """Return a DataLoader over all images, the last batch short if need be.
+
+    In file order without a `generator`; with one, in a random order drawn from it, each batch
+    passed through `augment(images, generator)` if that is given. Batches are those of
+    `ImageDataset.__getitems__`.
+    """
+    if generator is None:
+        order = torch.arange(len(dataset))
+    else:
+        order = torch.randperm(len(dataset), generator=generator)
+    if augment is not None:
+        dataset = replace(dataset, augment=partial(augment, generator=generator))
+    return DataLoader(
+        dataset, batch_sampler=order.split(batch_size), collate_fn=lambda batch: batch
+    )
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Return the generator of one epoch's order and warps: a pure function of (seed, epoch)."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def hold_out(labels: torch.Tensor, every: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the indices that stay and the stratified 1 in `every` held out, each ascending.
+
+    Stratified by systematic sampling: shuffle, sort by label, take every `every`-th. Each class
+    gives its share to within one image.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_class[::every]] = True
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def home() -> Path:
+    """Return the repository that holds the working directory, else the working directory."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "src" / "mnist_mlp").is_dir()), here)
+
+
+def load(
+    name: str = "mnist", root: str | Path | None = None, download: bool = True, seed: int = 0
+) -> Splits:
+    """Return the train, validation and test sets of a data set.
+
+    `name`: "mnist" (55,000 / 5,000 / 10,000 images, the validation set stratified and drawn with
+    `seed` from the training files); "digits" (scikit-learn's embedded 1,797, no network needed);
+    or "auto" (MNIST if it is there or can be downloaded, else the digits). `root`: the folder that
+    holds `MNIST/raw/`; else `$MNIST_ROOT`, else `data/` in the repository.
+
+    Raises ValueError for an unknown name or a damaged file, FileNotFoundError if MNIST is neither
+    there nor to be downloaded, OSError for a file that cannot be read or written.
+    """
+    if name not in ("mnist", "digits", "auto"):
+        raise ValueError(f"unknown data set {name!r}: expected 'mnist', 'digits' or 'auto'.")
+    if name == "digits":
+        return _digits(seed)
+    root = Path(root or os.environ.get("MNIST_ROOT") or home() / "data").expanduser()
+    try:
+        return _mnist(root, download, seed)
+    except PermissionError as error:
+        raise PermissionError(f"MNIST in {root} cannot be read: {error}. {REMEDY}") from error
+    except FileNotFoundError as error:
+        if name == "mnist":
+            raise
+        why = f"These are scikit-learn's 1,797 small digits, NOT MNIST. {error}"
+        warnings.warn(why, stacklevel=2)
+        return replace(_digits(seed), note=why)
+
+
+def _mnist(root: Path, download: bool, seed: int) -> Splits:
+    from torchvision.datasets import MNIST  # here, since it takes as long to import as to load
+
+    raw = root / "MNIST" / "raw"
+    if not all((raw / name).is_file() for name in MNIST_FILES):
+        if not download:
+            missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
+            raise FileNotFoundError(
+                f"MNIST is not there: {raw} lacks {', '.join(missing)}. {REMEDY}"
+            )
+        _download(root)
+    for name, expected in MNIST_FILES.items():
+        _verify(raw / name, *expected)
+    parts = [MNIST(root, train=train) for train in (True, False)]
+    learn, test = (ImageDataset(part.data, part.targets) for part in parts)
+    train, validation = hold_out(learn.labels, every=12, seed=seed)
+    return Splits("mnist", learn.subset(train), learn.subset(validation), test)
+
+
+def _download(root: Path) -> None:
+    """Let torchvision fetch what is missing; FileNotFoundError if no mirror gives it."""
+    from torchvision.datasets import MNIST
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none: a silent mirror hangs
+    try:
+        MNIST(root, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"MNIST is not in {root} and could not be downloaded ({reason}). {REMEDY}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _verify(path: Path, size: int, sha256: str) -> None:
+    """Raise ValueError unless the file has this size and digest, OSError if it is not readable."""
+    remedy = "Delete it and load again to download it afresh, or copy it from a good source."
+    found = path.stat().st_size
+    if found != size:
+        what = "truncated" if found < size else "not MNIST's"
+        raise ValueError(f"{path} is {what}: {found:,} bytes, expected {size:,}. {remedy}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise ValueError(
+            f"{path} is altered or another data set's: its SHA-256 begins {digest[:12]}, "
+            f"expected {sha256[:12]}. {remedy}"
+        )
+
+
+def _digits(seed: int) -> Splits:
+    """Return scikit-learn's 8x8 digits as 28x28 images: 1,317 / 120 / 360."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.stack([centre(torch.tensor(image)) for image in digits.images / 16])
+    everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
+    learn, test = hold_out(everything.labels, every=5, seed=seed)
+    learn, test = everything.subset(learn), everything.subset(test)
+    train, validation = hold_out(learn.labels, every=12, seed=seed)
+    return Splits("digits", learn.subset(train), learn.subset(validation), test)

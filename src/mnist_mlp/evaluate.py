@@ -1,0 +1,160 @@
+"""Compute the logits once; everything that is said about a model derives from them."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist_mlp.data import ImageDataset, loader
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's logits on a data set beside the true labels, and what follows from them.
+
+    `logits`: float32 of shape (N, C). `labels`: int64 of shape (N,). `classes`: C names.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """Class probabilities, float32 of shape (N, C)."""
+        return self.logits.softmax(dim=1)
+
+    @cached_property
+    def predicted(self) -> torch.Tensor:
+        """The most probable class of each image, int64 of shape (N,)."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def correct(self) -> torch.Tensor:
+        """Whether each image was classified correctly, bool of shape (N,)."""
+        return self.predicted == self.labels
+
+    @property
+    def n_correct(self) -> int:
+        """Number of images classified correctly."""
+        return int(self.correct.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified correctly, from 0 to 1."""
+        return self.n_correct / len(self.labels)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval of the accuracy.
+
+        Source: Wilson, "Probable inference, the law of succession, and statistical inference",
+        Journal of the American Statistical Association 22 (1927).
+        """
+        n, share, z = len(self.labels), self.accuracy, 1.959964
+        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+        return centre - half, centre + half
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the images, in nats."""
+        return float(F.cross_entropy(self.logits, self.labels))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts of shape (C, C): row = true class, column = predicted class."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predicted, labels=range(len(self.classes)))
+
+    def report(self) -> str:
+        """Return precision, recall and F1 of each class as a text table."""
+        from sklearn.metrics import classification_report
+
+        ids = range(len(self.classes))
+        return classification_report(
+            self.labels, self.predicted, labels=ids, target_names=self.classes, digits=4,
+            zero_division=0,
+        )  # fmt: skip
+
+    def calibration(self, bins: int = 15) -> dict[str, np.ndarray | float]:
+        """Return the reliability curve and the expected calibration error (ECE).
+
+        The confidences, from 0 to 1, are cut into `bins` equal widths. Of the bins that are not
+        empty: `confidence` and `accuracy`, their means, and `count`, their sizes; `ece`, the mean
+        of |accuracy - confidence| weighted by size.
+        Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
+        """
+        confidence = self.probabilities.amax(dim=1).double().numpy()
+        bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+        count = np.bincount(bin_of, minlength=bins)
+        full = count > 0
+        mean = [
+            np.bincount(bin_of, weights=of, minlength=bins)[full] / count[full]
+            for of in (confidence, self.correct.numpy())
+        ]
+        ece = float((np.abs(mean[1] - mean[0]) * count[full]).sum() / count.sum())
+        return {"confidence": mean[0], "accuracy": mean[1], "count": count[full], "ece": ece}
+
+    def mistakes(self) -> torch.Tensor:
+        """Return the indices of the wrongly classified images, the most confident first."""
+        wrong = (~self.correct).nonzero()[:, 0]
+        confidence = self.probabilities[wrong].amax(dim=1)
+        return wrong[confidence.argsort(descending=True, stable=True)]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
+    """Return the model's evaluation on every image of the data set, in order.
+
+    The model is in evaluation mode meanwhile, and put back afterwards as it was.
+    """
+    was_training = model.training
+    model.eval()
+    logits = torch.cat([model(images) for images, _ in loader(dataset)])
+    model.train(was_training)
+    return Evaluation(logits, dataset.labels, dataset.classes)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference in accuracy of two models on the same images, `b` minus `a`.
+
+    `difference` and its 95% interval `low` to `high` are shares (0.01 = one percentage point).
+    `p_value` is that of McNemar's exact test of "no difference".
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
+    """Return whether the second model is better than the first, from the same images.
+
+    `correct_a`, `correct_b`: `Evaluation.correct` of each, bool of shape (N,). Only images on
+    which the two disagree tell them apart: the exact (Clopper-Pearson) interval of the share that
+    `b` wins of these, times their share of all. Raises ValueError if the lengths differ.
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions
+    or percentages", Psychometrika 12 (1947).
+    """
+    from scipy.stats import binomtest
+
+    if len(correct_a) != len(correct_b):
+        found = f"{len(correct_a)} and {len(correct_b)} images"
+        raise ValueError(f"both models must be judged on the same images, found {found}.")
+    n = len(correct_a)
+    gained, lost = int((correct_b & ~correct_a).sum()), int((correct_a & ~correct_b).sum())
+    if gained + lost == 0:
+        return Comparison(0.0, 0.0, 0.0, 1.0)
+    test = binomtest(gained, gained + lost)
+    low, high = (
+        (2 * share - 1) * (gained + lost) / n for share in test.proportion_ci(0.95, method="exact")
+    )
+    return Comparison((gained - lost) / n, low, high, float(test.pvalue))

@@ -1,0 +1,130 @@
+"""What only a notebook needs: its parameters, where it writes, and the log of its runs."""
+
+import ast
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mnist_mlp.data import Splits, home
+from mnist_mlp.evaluate import Evaluation, compare
+from mnist_mlp.train import History, check_settings, default_settings
+
+
+def recipe(namespace: Mapping[str, object], examples: int) -> dict[str, int | float]:
+    """Return the keyword arguments of `fit` found among a notebook's variables, checked.
+
+    `namespace`: the notebook's `globals()`. `examples`: the number of training images. Raises
+    what `check_settings` raises, and NameError if papermill has injected a parameter
+    (`papermill -p NAME VALUE`) that the parameters cell does not have: papermill only warns.
+    """
+    settings = {name: namespace[name] for name in default_settings()}
+    known = ["dataset", *settings]
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):  # so begins the cell that papermill adds
+            for name in _assigned(source):
+                if name not in known:
+                    raise NameError(
+                        f"unknown parameter {name!r}: expected one of {', '.join(known)}."
+                    )
+    check_settings(settings, examples)
+    return settings
+
+
+def _assigned(source: str) -> list[str]:
+    """Return the names that a cell assigns to."""
+    statements = [s for s in ast.parse(source).body if isinstance(s, ast.Assign)]
+    return [target.id for s in statements for target in s.targets if isinstance(target, ast.Name)]
+
+
+def banner(splits: Splits) -> str:
+    """Return, as HTML, which data these are: nobody shall take another data set for MNIST."""
+    count = sum(len(part) for part in (splits.train, splits.validation, splits.test))
+    if splits.name == "mnist":
+        return f"<b>Data: MNIST</b>, {count:,} images, every file verified by its SHA-256."
+    return (
+        '<div style="border: 4px solid #D55E00; padding: 12px; font-size: 120%; color: #D55E00">'
+        f"<b>NOT MNIST. Every number and figure below is about <code>{splits.name}</code>, "
+        f"{count:,} images.</b><br>{splits.note}</div>"
+    )
+
+
+def output(name: str, dataset: str) -> Path:
+    """Return where to write a file, say "figures/a.png", made with a data set.
+
+    In the repository (or the folder `$MNIST_MLP_OUTPUT`), under this very name only for MNIST;
+    another data set's name is added to it. Raises OSError now, not after the training, if its
+    folder cannot be written to.
+    """
+    path = Path(os.environ.get("MNIST_MLP_OUTPUT") or home()) / name
+    if dataset != "mnist":
+        path = path.with_stem(f"{path.stem}-{dataset}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (path.parent / f".{path.name}.probe").open("w") as probe:
+            probe.write("?")
+        Path(probe.name).unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}. Make its folder writable.") from error
+    return path
+
+
+def published(name: str, dataset: str) -> Path:
+    """Return where the repository itself holds a file, which `$MNIST_MLP_OUTPUT` does not move.
+
+    For a data set other than MNIST, of which it holds none, the same as `output`.
+    """
+    return home() / name if dataset == "mnist" else output(name, dataset)
+
+
+class RunLog:
+    """The training runs of this kernel, each judged on the validation set, to be compared."""
+
+    def __init__(self):
+        self._runs: dict[tuple, tuple[History, Evaluation]] = {}
+
+    def add(self, dataset: str, history: History, validation: Evaluation) -> None:
+        """Add a run. The same settings on the same data set replace the earlier such run."""
+        key = (dataset, *history.settings.items())
+        self._runs[key] = (history, validation)
+
+    def histories(self) -> dict[str, History]:
+        """Return each run's history under its name: the settings that it changed in the first."""
+        return {self._name(i): history for i, (history, _) in enumerate(self._runs.values())}
+
+    def _name(self, index: int) -> str:
+        keys = [dict([("dataset", key[0]), *key[1:]]) for key in self._runs]
+        changed = {k: v for k, v in keys[index].items() if v != keys[0][k]}
+        tweaks = ", ".join(f"{name}={value}" for name, value in changed.items())
+        return f"run {index + 1}" + (f" ({tweaks})" if tweaks else "")
+
+    def table(self) -> str:
+        """Return the comparison of each run with the first as a Markdown table."""
+        rows = [
+            "| run | epochs | seconds | validation accuracy "
+            "| difference to run 1, in points [95%] | so it is |",
+            "|:--|--:|--:|--:|:-:|:--|",
+        ]
+        (first_key, (_, first)), *_ = self._runs.items()
+        for index, (key, (history, evaluation)) in enumerate(self._runs.items()):
+            difference, verdict = "", ""
+            if index and key[0] != first_key[0]:
+                verdict = "not comparable: other data"
+            elif index:
+                found = compare(first.correct, evaluation.correct)
+                points = [f"{100 * v:+.2f}" for v in (found.difference, found.low, found.high)]
+                difference = f"{points[0]} [{points[1]}, {points[2]}]"
+                verdict = _verdict(found.low, found.high)
+            rows.append(
+                f"| {self._name(index)} | {len(history.epochs)} | {history.seconds:.0f} "
+                f"| {evaluation.accuracy:.2%} | {difference} | {verdict} |"
+            )
+        return "\n".join(rows)
+
+
+def _verdict(low: float, high: float) -> str:
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "not told apart"
+
+
+runs = RunLog()  # here and not in the notebook, so that "Run all cells" does not forget them

@@ -1,0 +1,212 @@
+"""One function a figure: it takes data, draws on `ax` or on a new figure, returns the axes."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from mnist_mlp.evaluate import Evaluation
+from mnist_mlp.train import History
+
+# Okabe & Ito's palette, told apart by every common kind of colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+CYCLE = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
+STYLE = {
+    "figure.dpi": 110,
+    "figure.facecolor": "white",  # stays legible on a dark page
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
+}
+
+
+def use_style() -> None:
+    """Make the figures of this process look like those of the project."""
+    plt.rcParams.update(STYLE)
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    return ax or plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def sample_grid(
+    images: torch.Tensor,
+    captions: Sequence[str],
+    columns: int = 10,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw images in rows, each under its caption. `images`: of shape (N, 28, 28)."""
+    rows = -(-len(images) // columns)
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    pitch = 28 + 3 + 7 * lines  # pixels from one row of images to the next
+    ax = _axes(ax, columns, rows * pitch / 31)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = (i % columns) * 31, (i // columns) * pitch
+        ax.imshow(image.numpy(), cmap="gray_r", extent=(left, left + 28, top + 28, top), vmin=0)
+        ax.text(left + 14, top - 1.5, caption, ha="center", va="bottom", fontsize=9)
+    ax.set(xlim=(-1, columns * 31 - 2), ylim=(rows * pitch - 7 * lines - 2, -7 * lines - 2))
+    ax.set_axis_off()
+    return ax
+
+
+def class_balance(
+    labels: Mapping[str, torch.Tensor], classes: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Draw each class's share of each part. `labels`: name of the part -> int64 of shape (N,)."""
+    ax = _axes(ax, 9, 3.2)
+    width = 0.8 / len(labels)
+    for i, (name, of_part) in enumerate(labels.items()):
+        share = torch.bincount(of_part, minlength=len(classes)) / len(of_part)
+        x = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
+        ax.bar(x, share.numpy(), width * 0.92, label=f"{name} ({len(of_part):,})")
+    ax.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1)
+    ax.set_xticks(range(len(classes)), classes)
+    ax.set(xlabel="class", ylabel="share of the images", ylim=(0, 1.6 / len(classes)))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=len(labels), loc="upper center")
+    return ax
+
+
+def learning_rate_sweep(results: Mapping[float, float], ax: Axes | None = None) -> Axes:
+    """Draw validation accuracy against the peak learning rate. `results`: rate -> accuracy."""
+    ax = _axes(ax, 9, 3.4)
+    rates, accuracies = zip(*sorted(results.items()), strict=True)
+    best = max(results, key=results.get)
+    ax.plot(rates, accuracies, "o-", color=BLUE)
+    ax.plot(best, results[best], "o", color=ORANGE, markersize=11)
+    ax.annotate(
+        f"{best:g}: {results[best]:.2%}", (best, results[best]), (0, 10),
+        textcoords="offset points", ha="center", color=ORANGE, weight="bold",
+    )  # fmt: skip
+    ax.margins(y=0.25)
+    ax.set_xscale("log")
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.minorticks_off()
+    ax.set(xlabel="peak learning rate", ylabel="validation accuracy")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    return ax
+
+
+def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Draw loss and accuracy an epoch, training dashed and validation solid, for each run by name.
+
+    `axes`: two of them. The last run is drawn over the earlier ones.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")[1]
+    for ax, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for i, (name, history) in enumerate(runs.items()):
+            x, colour = range(1, len(history.epochs) + 1), CYCLE[i % len(CYCLE)]
+            training, validation = (
+                [record[key] for record in history.epochs]
+                for key in (metric, f"validation_{metric}")
+            )
+            ax.plot(x, training, "--", color=colour, linewidth=1.2)
+            ax.plot(x, validation, "-", color=colour, linewidth=2, label=name)
+        ax.plot([], [], "-", color=GREY, label="validation")
+        ax.plot([], [], "--", color=GREY, linewidth=1.2, label="training")
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(ylabel="cross-entropy (nats, log scale)", yscale="log")
+    last = min(record["accuracy"] for history in runs.values() for record in history.epochs[-1:])
+    axes[1].set(ylabel="accuracy", ylim=(max(0, 1 - 3 * max(1 - last, 0.03)), 1.003))
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[1].legend(loc="lower right", fontsize=9)
+    return np.asarray(axes)
+
+
+def confusion_matrix(
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    errors_only: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a confusion matrix, its rows the true classes; at will without the diagonal."""
+    ax = _axes(ax, 5.6, 5.4)
+    shown = np.where(np.eye(len(classes), dtype=bool) & errors_only, 0, confusion)
+    ax.imshow(shown, cmap="Oranges" if errors_only else "Blues", vmin=0, vmax=max(1, shown.max()))
+    for row, column in zip(*shown.nonzero(), strict=True):
+        count = shown[row, column]
+        colour = "white" if count > 0.6 * shown.max() else "black"
+        ax.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
+    ax.set_xticks(range(len(classes)), classes)
+    ax.set_yticks(range(len(classes)), classes)
+    ax.set(xlabel="predicted", ylabel="true")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
+def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
+    """Draw accuracy against confidence, and how many images lie at each confidence."""
+    ax = _axes(ax, 5.6, 4.4)
+    curve = evaluation.calibration()
+    ax.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
+    ax.plot(curve["confidence"], curve["accuracy"], "-", color=BLUE, linewidth=1)
+    size = 25 + 60 * np.log10(curve["count"])
+    ax.scatter(curve["confidence"], curve["accuracy"], s=size, color=BLUE, label="this model")
+    for x, y, count in zip(curve["confidence"], curve["accuracy"], curve["count"], strict=True):
+        place = (9, -12) if y > 0.05 else (-3, 9)
+        ax.annotate(f"{count:,}", (x, y), place, textcoords="offset points", fontsize=8)
+    ax.set(
+        xlabel="confidence (highest probability)",
+        ylabel="accuracy",
+        xlim=(0, 1.08),
+        ylim=(-0.03, 1.08),
+    )
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend(loc="upper left")
+    return ax
+
+
+def mistakes_gallery(
+    evaluation: Evaluation, images: torch.Tensor, count: int = 20, ax: Axes | None = None
+) -> Axes:
+    """Draw the wrongly classified images, the most confident first: true -> predicted, probability.
+
+    `images`: all those of the evaluation, of shape (N, 28, 28).
+    """
+    worst, names = evaluation.mistakes()[:count], evaluation.classes
+    captions = [
+        f"{names[evaluation.labels[i]]} → {names[evaluation.predicted[i]]}\n"
+        f"{evaluation.probabilities[i].max():.0%}"
+        for i in worst
+    ]
+    if not len(worst):
+        images, worst, captions = torch.zeros(1, 28, 28), torch.tensor([0]), ["no mistakes"]
+    return sample_grid(images[worst], captions, ax=ax)
+
+
+def probabilities(
+    image: torch.Tensor, probability: torch.Tensor, classes: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Draw one image, of shape (28, 28), beside the probability of each class."""
+    ax = _axes(ax, 7.5, 3.2)
+    probability = probability.numpy()
+    colours = [ORANGE if p == probability.max() else BLUE for p in probability]
+    bars = ax.bar(range(len(classes)), probability, color=colours)
+    ax.bar_label(bars, [f"{p:.1%}" if p >= 0.001 else "" for p in probability], fontsize=9)
+    ax.set_xticks(range(len(classes)), classes)
+    ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * probability.max()))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.grid(axis="x", visible=False)
+    picture = ax.inset_axes((-0.62, 0.02, 0.45, 0.96))
+    picture.imshow(image.numpy(), cmap="gray_r", vmin=0)
+    picture.set_axis_off()
+    return ax

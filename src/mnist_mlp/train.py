@@ -1,0 +1,190 @@
+"""The one training loop."""
+
+import copy
+import inspect
+import math
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from numbers import Integral, Real
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from mnist_mlp.augment import warp
+from mnist_mlp.data import ImageDataset, epoch_generator, loader
+from mnist_mlp.evaluate import evaluate
+
+
+@dataclass
+class History:
+    """What happened in a call of `fit`.
+
+    `settings`: its keyword arguments. `epochs`: one dict an epoch, with `loss` and `accuracy` on
+    the training images as they were learned from (warped, and by the weights of the moment),
+    `validation_loss` and `validation_accuracy` of the averaged weights, `learning_rate` at the
+    epoch's end and `seconds`. Losses are means over examples in nats, accuracies go from 0 to 1.
+    `best_epoch`: the epoch, counted from 1, whose averaged weights the model now has; 0 if none
+    was completed. `interrupted`: whether an interrupt ended it early.
+    """
+
+    settings: dict[str, int | float]
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    interrupted: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, validation included."""
+        return sum(record["seconds"] for record in self.epochs)
+
+    @property
+    def validation_accuracy(self) -> float:
+        """Validation accuracy, from 0 to 1, of the weights that the model now has."""
+        return self.epochs[self.best_epoch - 1]["validation_accuracy"] if self.best_epoch else 0.0
+
+
+def fit(
+    model: nn.Module,
+    train: ImageDataset,
+    validation: ImageDataset,
+    *,
+    epochs: int = 40,
+    batch_size: int = 256,
+    learning_rate: float = 0.003,
+    weight_decay: float = 0.01,
+    label_smoothing: float = 0.0,
+    averaging: float = 0.998,
+    augment: float = 1.0,
+    seed: int = 0,
+    progress: bool = True,
+) -> History:
+    """Train the model in place and return the history; the model ends with its best weights.
+
+    AdamW with a one-cycle learning rate that peaks at `learning_rate`; an exponential moving
+    average of the weights with decay `averaging` is what is validated and kept, that of the epoch
+    with the highest validation accuracy. `augment`: strength of the random warps of the training
+    images, 0 for none. `seed` decides the order of the images and their warps; the model brings
+    its own initial weights. Same seed, machine and thread count: same bits. An interrupt ends the
+    training as if it had been planned so.
+
+    Raises TypeError or ValueError for an absurd setting before anything is trained, and
+    FloatingPointError if the loss diverges; the model then has its best weights so far.
+    Sources: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019; Smith &
+    Topin, "Super-convergence", 2018; Polyak & Juditsky, "Acceleration of stochastic approximation
+    by averaging", 1992.
+    """
+    settings = {name: value for name, value in locals().items() if name in default_settings()}
+    check_settings(settings, len(train))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
+    steps = epochs * math.ceil(len(train) / batch_size)
+    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    averaged = AveragedModel(model, multi_avg_fn=partial(_move_average, decay=averaging))
+    warps = partial(warp, strength=augment) if augment else None
+
+    history = History(settings)
+    best = averaged.module.state_dict()  # not a copy: until an epoch is completed, it moves along
+    bar = tqdm(total=epochs, desc="Training", unit="epoch", file=sys.stdout, disable=not progress)
+    try:
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            batches = loader(train, batch_size, epoch_generator(seed, epoch), warps)
+            record = _train_epoch(model, batches, optimizer, schedule, averaged, label_smoothing)
+            judged = evaluate(averaged.module, validation)
+            record |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
+            record |= {"seconds": time.perf_counter() - start}
+            history.epochs.append(record)
+            if judged.accuracy >= history.validation_accuracy:
+                best, history.best_epoch = copy.deepcopy(averaged.module.state_dict()), epoch
+            progress_now = {"loss": f"{record['loss']:.3f}", "validation": f"{judged.accuracy:.2%}"}
+            bar.set_postfix(progress_now, refresh=False)
+            bar.update()
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        bar.close()
+        model.load_state_dict(best)
+        model.eval()
+    return history
+
+
+def _train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    averaged: AveragedModel,
+    label_smoothing: float,
+) -> dict[str, float]:
+    """Pass once over the batches and return the mean loss and accuracy over their examples."""
+    model.train()
+    loss_sum = correct = examples = 0
+    for step, (images, labels) in enumerate(batches, 1):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        mean_loss, guessing = loss.item(), math.log(logits.shape[1])
+        if not mean_loss < 100 * guessing:  # not >=, for that lets NaN pass
+            raise FloatingPointError(
+                f"the loss diverged: {mean_loss:.3g} at step {step} of its epoch, where guessing "
+                f"gives {guessing:.3g}. The likely cause is the learning rate "
+                f"({optimizer.param_groups[0]['lr']:.3g} at that step): try a tenth of it."
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(model)
+        loss_sum += mean_loss * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+        examples += len(labels)
+    rate = schedule.get_last_lr()[0]
+    return {"loss": loss_sum / examples, "accuracy": correct / examples, "learning_rate": rate}
+
+
+def _move_average(averages, weights, n_averaged, *, decay: float) -> None:
+    """Move the averages towards the weights, faster at first so as to forget the initial ones."""
+    decay = min(decay, (1 + float(n_averaged)) / (10 + float(n_averaged)))
+    torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+def default_settings() -> dict[str, int | float]:
+    """Return the published recipe: the defaults of `fit`'s keyword arguments but `progress`."""
+    arguments = inspect.signature(fit).parameters.values()
+    settings = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
+    del settings["progress"]
+    return settings
+
+
+def check_settings(settings: dict[str, int | float], examples: int) -> None:
+    """Raise TypeError or ValueError, in one sentence, for settings that cannot be meant.
+
+    `settings`: as of `default_settings`. `examples`: the number of training images.
+    """
+    expected = {
+        "epochs": (Integral, lambda v: v >= 1, "a whole number of at least 1"),
+        "batch_size": (
+            Integral,
+            lambda v: 1 <= v <= examples,
+            f"a whole number from 1 to the {examples:,} training images",
+        ),
+        "learning_rate": (Real, lambda v: 0 < v < math.inf, "a number above 0"),
+        "weight_decay": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        "label_smoothing": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "averaging": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "augment": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
+    }
+    for name, value in settings.items():
+        kind, allowed, words = expected[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} must be {words}, found {value!r}.")
+        if not allowed(value):
+            raise ValueError(f"{name} must be {words}, found {value!r}.")

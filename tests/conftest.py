@@ -1,0 +1,82 @@
+"""What the tests share: small data sets of their own, and the real MNIST where there is one."""
+
+import gzip
+import hashlib
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_mlp import data
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Return the array in the IDX format of MNIST's files, after the format's description."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture(scope="session")
+def small_files() -> dict[str, bytes]:
+    """A small MNIST: 720 + 130 images, no two alike, in the four files of the real one."""
+    random = np.random.default_rng(0)
+    files = {}
+    for part, count in (("train", 720), ("t10k", 130)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images[np.arange(count), 0, 0] = labels  # each image says what its label must be
+        files[f"{part}-images-idx3-ubyte"] = idx(images)
+        files[f"{part}-labels-idx1-ubyte"] = idx(labels)
+    return files
+
+
+@pytest.fixture
+def small_mnist(small_files, tmp_path, monkeypatch):
+    """The root of a folder with the small MNIST, whose digests `data` takes for the real ones."""
+    raw = tmp_path / "root" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    digests = {}
+    for name, content in small_files.items():
+        (raw / name).write_bytes(content)
+        digests[name] = (len(content), hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(data, "MNIST_FILES", digests)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def small_archives(small_files, monkeypatch) -> dict[str, bytes]:
+    """The small MNIST as .gz files by name, whose MD5 torchvision takes for the real ones."""
+    from torchvision.datasets import MNIST
+
+    archives = {f"{name}.gz": gzip.compress(content) for name, content in small_files.items()}
+    md5 = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
+    monkeypatch.setattr(MNIST, "resources", md5)
+    return archives
+
+
+@pytest.fixture(scope="session")
+def mnist() -> data.Splits:
+    """The real MNIST. Where it is missing the test is skipped, or fails if REQUIRE_MNIST is set."""
+    try:
+        return data.load("mnist", download=False)
+    except FileNotFoundError as error:
+        if os.environ.get("REQUIRE_MNIST"):
+            pytest.fail(f"REQUIRE_MNIST is set, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def toy() -> tuple[data.ImageDataset, data.ImageDataset]:
+    """130 images to learn from and 50 to validate on, each class a blob in a place of its own."""
+    generator = torch.Generator().manual_seed(0)
+
+    def blobs(count: int) -> data.ImageDataset:
+        labels = torch.randint(10, (count,), generator=generator)
+        images = torch.randint(0, 60, (count, 28, 28), dtype=torch.uint8, generator=generator)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            row, column = 4 + 12 * (label // 5), 2 + 5 * (label % 5)
+            image[row : row + 6, column : column + 4] += 90
+        return data.ImageDataset(images, labels)
+
+    return blobs(130), blobs(50)

@@ -1,0 +1,187 @@
+import errno
+import io
+import json
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_mlp import checkpoint
+from mnist_mlp.model import EnhancedNet
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved model and its path."""
+    model, path = EnhancedNet(), tmp_path / "models" / "net.pth"
+    checkpoint.save(model, path, dataset="toy", test_correct=7)
+    return model, path
+
+
+def test_what_is_loaded_is_what_was_saved_in_plain_pytorch_too(saved):
+    model, path = saved
+    assert same(checkpoint.load(EnhancedNet(), path), model)
+    plain = EnhancedNet()
+    plain.load_state_dict(torch.load(path, weights_only=True))
+    assert same(plain, model)
+    assert not checkpoint.load(EnhancedNet(), path).training
+
+
+def test_the_card_says_what_the_weights_are(saved):
+    import hashlib
+
+    card = json.loads(saved[1].with_suffix(".json").read_text())
+    assert (card["model"], card["parameters"]) == ("EnhancedNet", 575_050)
+    assert (card["dataset"], card["test_correct"]) == ("toy", 7)
+    assert card["sha256"] == hashlib.sha256(saved[1].read_bytes()).hexdigest()
+    assert card["versions"]["torch"] == torch.__version__
+
+
+def test_only_the_two_files_are_left_and_others_may_read_them(saved):
+    files = sorted(saved[1].parent.iterdir())
+    assert [file.name for file in files] == ["net.json", "net.pth"]
+    assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that is full."""
+
+    def writable(self):
+        return True
+
+    def write(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    write = torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: write(state, Full()))
+    with pytest.raises(
+        OSError, match=r"net.pth was not written, and is as it was before.*No space"
+    ):
+        checkpoint.save(EnhancedNet(), path, dataset="toy")
+    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
+    assert len(list(path.parent.iterdir())) == 2
+    assert same(checkpoint.load(EnhancedNet(), path), model)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=r"models/net.pth was not written.*File exists"):
+        checkpoint.save(EnhancedNet(), tmp_path / "models" / "net.pth")
+
+
+def test_a_card_that_is_no_json_leaves_both_files_as_they_were(saved):
+    model, path = saved
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        checkpoint.save(EnhancedNet(), path, dataset=object())
+    assert same(checkpoint.load(EnhancedNet(), path), model)
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_reader_never_sees_a_half_written_file(saved):
+    _, path = saved
+    done, failures = threading.Event(), []
+
+    def read():
+        while not done.is_set():
+            try:
+                checkpoint.load(EnhancedNet(), path)
+            except Exception as error:
+                failures.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        checkpoint.save(EnhancedNet(), path)
+    done.set()
+    reader.join()
+    assert not failures
+
+
+def test_a_missing_file_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"net.pth"):
+        checkpoint.load(EnhancedNet(), tmp_path / "net.pth")
+
+
+def test_a_truncated_file_is_refused(saved):
+    path = saved[1]
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"net.pth is cut off or no PyTorch file"):
+        checkpoint.load(EnhancedNet(), path)
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+def test_one_flipped_bit_is_found(saved, at):
+    _, path = saved
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"net.pth is damaged: .*checksum"):
+        checkpoint.load(EnhancedNet(), path)
+
+
+class Evil:
+    """Leaves a trace if it is ever unpickled."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize("how", ["in a zip", "a bare pickle"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, how):
+    path, trace = tmp_path / "net.pth", tmp_path / "trace"
+    if how == "in a zip":
+        torch.save({"layer1.weight": Evil(trace)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Evil(trace)))
+    with pytest.raises(
+        ValueError, match=r"net.pth (holds pickled objects|is cut off or no PyTorch)"
+    ):
+        checkpoint.load(EnhancedNet(), path)
+    assert not trace.exists()
+    if how == "in a zip":
+        torch.load(path, weights_only=False)  # and it is a trap indeed
+    else:
+        pickle.loads(path.read_bytes())
+    assert trace.exists()
+
+
+def test_a_pickled_module_is_refused_with_the_remedy(tmp_path):
+    torch.save(EnhancedNet(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"holds pickled objects.*model.state_dict\(\)"):
+        checkpoint.load(EnhancedNet(), tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (nn.Linear(784, 10).state_dict(), r"at bias it holds \(10,\), expected nothing"),
+        (
+            EnhancedNet(classes=26).state_dict(),
+            r"at layer5.bias it holds \(26,\), expected \(10,\)",
+        ),
+        ({}, r"at layer1.bias it holds nothing, expected \(512,\)"),
+        ([1, 2], "holds a list, expected a state_dict"),
+        ({"epoch": 3}, "holds a dict, expected a state_dict of tensors"),
+    ],
+)
+def test_another_architecture_is_refused_and_the_model_unchanged(tmp_path, content, words):
+    torch.save(content, tmp_path / "net.pth")
+    model = EnhancedNet()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=words):
+        checkpoint.load(model, tmp_path / "net.pth")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

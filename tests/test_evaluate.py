@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from sklearn import metrics
+from torch import nn
+
+from mnist_mlp.data import ImageDataset
+from mnist_mlp.evaluate import Evaluation, compare, evaluate
+from mnist_mlp.model import EnhancedNet
+
+
+@pytest.fixture
+def random_evaluation() -> Evaluation:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (2003,), generator=generator)
+    logits = torch.randn(2003, 10, generator=generator)
+    logits[torch.arange(2003), labels] += 2.5
+    return Evaluation(logits, labels, tuple("abcdefghij"))
+
+
+def test_accuracy_loss_and_report_are_scikit_learns(random_evaluation):
+    e = random_evaluation
+    labels, predicted = e.labels.numpy(), e.logits.numpy().argmax(1)
+    assert e.accuracy == metrics.accuracy_score(labels, predicted)
+    assert e.n_correct == metrics.accuracy_score(labels, predicted, normalize=False)
+    assert e.loss == pytest.approx(
+        metrics.log_loss(labels, special.softmax(e.logits.double().numpy(), 1))
+    )
+    assert f"{metrics.f1_score(labels, predicted, average='macro'):.4f}" in e.report()
+
+
+def test_the_rows_of_the_confusion_matrix_are_the_true_classes():
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    predicted = torch.tensor([0, 1, 1, 1, 0])
+    e = Evaluation(torch.eye(3)[predicted], labels, tuple("abc"))
+    assert e.confusion.tolist() == [[1, 2, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_the_interval_is_wilsons(random_evaluation):
+    e = random_evaluation
+    expected = stats.binomtest(e.n_correct, len(e.labels)).proportion_ci(0.95, "wilson")
+    assert e.interval == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+def test_calibration_is_that_of_counting_by_hand(random_evaluation):
+    e = random_evaluation
+    found = e.calibration(bins=10)
+    bins = {}
+    for logits, label in zip(e.logits.double(), e.labels.tolist(), strict=True):
+        p = torch.exp(logits) / torch.exp(logits).sum()
+        bins.setdefault(int(float(p.max()) * 10), []).append(
+            (float(p.max()), int(p.argmax()) == label)
+        )
+    means = [np.mean(bins[b], axis=0) for b in sorted(bins)]
+    counts = [len(bins[b]) for b in sorted(bins)]
+    np.testing.assert_allclose(
+        np.stack([found["confidence"], found["accuracy"]], 1), means, atol=1e-6
+    )
+    assert found["count"].tolist() == counts
+    assert found["ece"] == pytest.approx(
+        sum(n * abs(c - a) for n, (c, a) in zip(counts, means, strict=True)) / 2003, abs=1e-6
+    )
+
+
+def test_a_model_that_is_always_sure_and_half_wrong_has_an_ece_of_a_half():
+    logits = torch.tensor([[99.0, 0.0]] * 4)
+    e = Evaluation(logits, torch.tensor([0, 1, 0, 1]), tuple("ab"))
+    assert e.calibration()["ece"] == pytest.approx(0.5)
+
+
+def test_mistakes_are_all_that_is_wrong_the_most_confident_first(random_evaluation):
+    e = random_evaluation
+    found = e.mistakes()
+    assert set(found.tolist()) == set(
+        np.flatnonzero(e.logits.numpy().argmax(1) != e.labels.numpy())
+    )
+    confidence = e.logits.softmax(1).amax(1)[found]
+    assert (confidence.diff() <= 0).all()
+
+
+def test_the_logits_are_those_of_every_image_normalised_in_order():
+    """More than one batch, the last one short: none may be dropped."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2051, 28, 28), dtype=torch.uint8, generator=generator)
+    dataset = ImageDataset(images, torch.zeros(2051, dtype=torch.int64))
+    model = EnhancedNet()
+    with torch.no_grad():
+        expected = model((images / 255 - 0.1307) / 0.3081)
+    torch.testing.assert_close(evaluate(model, dataset).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after(toy):
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(784, 10), nn.BatchNorm1d(10))
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    first, second = evaluate(model, toy[0]), evaluate(model, toy[0])
+    assert torch.equal(first.logits, second.logits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert not evaluate(model.eval(), toy[0]).logits.requires_grad
+    assert not model.training
+
+
+def test_compare_is_mcnemars_test_and_its_interval_agrees():
+    a = torch.tensor([True] * 900 + [True] * 10 + [False] * 30 + [False] * 60)
+    b = torch.tensor([True] * 900 + [False] * 10 + [True] * 30 + [False] * 60)
+    found = compare(a, b)
+    assert found.difference == pytest.approx(0.02)
+    assert found.p_value == pytest.approx(2 * stats.binom.cdf(10, 40, 0.5))
+    assert 0 < found.low < 0.02 < found.high < 0.04
+    back = compare(b, a)
+    assert (back.difference, back.low, back.high) == pytest.approx((-0.02, -found.high, -found.low))
+    assert compare(a, a).difference == compare(a, a).low == compare(a, a).high == 0
+    assert compare(a, a).p_value == 1
+
+
+def test_the_interval_of_a_comparison_holds_the_truth_19_times_in_20():
+    random, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        draw = torch.tensor(random.choice(4, 1000, p=[0.94, 0.02, 0.03, 0.01]))
+        found = compare((draw == 0) | (draw == 1), (draw == 0) | (draw == 2))
+        held += found.low <= 0.01 <= found.high
+    assert held >= 0.93 * 300
+
+
+def test_models_judged_on_different_images_are_not_compared():
+    with pytest.raises(ValueError, match="same images, found 2 and 3"):
+        compare(torch.ones(2).bool(), torch.ones(3).bool())

@@ -1,0 +1,244 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms
+
+from mnist_mlp import train
+from mnist_mlp.data import ImageDataset, epoch_generator
+from mnist_mlp.evaluate import evaluate
+from mnist_mlp.model import EnhancedNet
+from mnist_mlp.train import check_settings, default_settings, fit
+
+SETTINGS = {
+    "epochs": 3,
+    "batch_size": 64,
+    "learning_rate": 0.01,
+    "averaging": 0.9,
+    "progress": False,
+}
+
+
+def net(seed: int = 0) -> EnhancedNet:
+    torch.manual_seed(seed)
+    return EnhancedNet()
+
+
+def textbook(model, learn, judge, epochs, batch_size, learning_rate, averaging, smoothing, decay):
+    """The loop again from its description: one image at a time, each formula written out.
+
+    Returns a dict an epoch with the averaged weights and the same metrics as a history.
+    """
+    to_input = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,)), torch.flatten]
+    )
+    inputs, judged = (torch.stack([to_input(i.numpy()) for i in d.images]) for d in (learn, judge))
+    parameters = list(model.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    average, epochs_seen, step = None, [], 0
+    total = epochs * math.ceil(len(learn) / batch_size)
+    peak = 0.3 * total - 1
+    for epoch in range(1, epochs + 1):
+        order = torch.randperm(len(learn), generator=epoch_generator(0, epoch)).tolist()
+        losses, right = [], 0
+        for start in range(0, len(order), batch_size):
+            # the rate and momentum of the one-cycle schedule, two half cosines
+            low, high, last = learning_rate / 25, learning_rate, learning_rate / 25e4
+            if step <= peak:
+                wave = (1 + math.cos(math.pi * step / peak)) / 2
+                rate, beta = high + (low - high) * wave, 0.85 + 0.10 * wave
+            else:
+                wave = (1 + math.cos(math.pi * (step - peak) / (total - 1 - peak))) / 2
+                rate, beta = last + (high - last) * wave, 0.95 - 0.10 * wave
+            step += 1
+            chosen = order[start : start + batch_size]
+            logits = model(inputs[chosen])
+            labels = learn.labels[chosen]
+            target = torch.full_like(logits, smoothing / 10)
+            target[range(len(chosen)), labels] += 1 - smoothing
+            each = -(target * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1)
+            gradients = torch.autograd.grad(each.mean(), parameters)
+            losses += each.tolist()
+            right += sum((logits.argmax(1) == labels).tolist())
+            with torch.no_grad():
+                for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                    p *= 1 - rate * decay
+                    m += (1 - beta) * (g - m)
+                    v += 0.001 * (g * g - v)
+                    p -= rate * (m / (1 - beta**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+                if average is None:
+                    average = [p.clone() for p in parameters]
+                else:
+                    keep = min(averaging, step / (9 + step))
+                    average = [
+                        keep * a + (1 - keep) * p for a, p in zip(average, parameters, strict=True)
+                    ]
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, a in zip(other.parameters(), average, strict=True):
+                p.copy_(a)
+            logits = other(judged)
+        epochs_seen.append(
+            {
+                "average": average,
+                "loss": sum(losses) / len(losses),
+                "accuracy": right / len(losses),
+                "validation_loss": float(nn.CrossEntropyLoss()(logits, judge.labels)),
+                "validation_accuracy": (logits.argmax(1) == judge.labels).double().mean().item(),
+            }
+        )
+    return epochs_seen
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_fit_is_the_textbooks_loop(toy):
+    """130 images in batches of 64, 64 and 2: a short batch counts by its examples."""
+    expected = textbook(net(), *toy, 3, 64, 0.002, 0.9, smoothing=0.1, decay=0.05)
+    model = net()
+    history = fit(
+        model, *toy, **SETTINGS | {"learning_rate": 0.002}, augment=0.0, label_smoothing=0.1,
+        weight_decay=0.05,
+    )  # fmt: skip
+    for record, wanted in zip(history.epochs, expected, strict=True):
+        for metric in ("loss", "accuracy", "validation_loss", "validation_accuracy"):
+            assert record[metric] == pytest.approx(wanted[metric], rel=1e-4), metric
+    best = max(range(3), key=lambda i: (expected[i]["validation_accuracy"], i))
+    assert history.best_epoch == best + 1
+    for found, wanted in zip(model.parameters(), expected[best]["average"], strict=True):
+        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are(toy):
+    model = net()
+    history = fit(model, *toy, **SETTINGS, augment=2.0)
+    result = evaluate(model, toy[1])
+    kept = history.epochs[history.best_epoch - 1]
+    assert kept["validation_accuracy"] == history.validation_accuracy == result.accuracy
+    assert kept["validation_loss"] == result.loss
+    plain = fit(net(), *toy, **SETTINGS, augment=0.0)
+    assert plain.epochs[-1]["loss"] < history.epochs[-1]["loss"]  # warped images are harder
+
+
+def test_it_learns(toy):
+    model = net()
+    history = fit(model, *toy, **SETTINGS | {"epochs": 15, "learning_rate": 0.003})
+    assert history.validation_accuracy > 0.9
+    assert evaluate(model, toy[0]).accuracy > 0.9
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(toy):
+    def weights(seed):
+        model = net()
+        history = fit(model, *toy, **SETTINGS, seed=seed)
+        for record in history.epochs:
+            record.pop("seconds")
+        return history.epochs, torch.cat([p.flatten() for p in model.parameters()])
+
+    (first, a), (again, b), (_, c) = weights(0), weights(0), weights(1)
+    assert first == again
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_the_model_keeps_the_epoch_that_validated_best(toy, monkeypatch):
+    """Of equally good epochs the last: it has seen most."""
+    accuracies, states = iter([0.5, 0.9, 0.9, 0.3]), []
+
+    def pretend(model, dataset):
+        states.append(copy.deepcopy(model.state_dict()))
+        return type("Result", (), {"accuracy": next(accuracies), "loss": 1.0})
+
+    monkeypatch.setattr(train, "evaluate", pretend)
+    model = net()
+    history = fit(model, *toy, **SETTINGS | {"epochs": 4})
+    assert (history.best_epoch, history.validation_accuracy) == (3, 0.9)
+    assert all(torch.equal(states[2][k], v) for k, v in model.state_dict().items())
+    assert not torch.equal(states[3]["layer1.weight"], model.layer1.weight)
+
+
+class Interrupting(ImageDataset):
+    """Interrupts, as a person does, when its `at`-th batch is asked for."""
+
+    calls, at = 0, 0
+
+    def __getitems__(self, indices):
+        Interrupting.calls += 1
+        if Interrupting.calls == Interrupting.at:
+            raise KeyboardInterrupt
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize(("at", "epochs_done"), [(1, 0), (2, 0), (4, 1), (8, 2)])
+def test_an_interrupt_keeps_the_best_weights_so_far(toy, monkeypatch, at, epochs_done):
+    whole_states = []
+
+    def remember(model, dataset):
+        whole_states.append(copy.deepcopy(model.state_dict()))
+        return evaluate(model, dataset)
+
+    monkeypatch.setattr(train, "evaluate", remember)
+    monkeypatch.setattr(Interrupting, "calls", 0)
+    monkeypatch.setattr(Interrupting, "at", at)
+    learn = Interrupting(toy[0].images, toy[0].labels)
+    model = net()
+    history = fit(model, learn, toy[1], **SETTINGS)
+    assert history.interrupted
+    assert len(history.epochs) == epochs_done
+    if epochs_done:
+        kept = whole_states[history.best_epoch - 1]
+        assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items())
+    assert not fit(model, learn, toy[1], **SETTINGS).interrupted  # and a second run works
+
+
+def test_a_diverging_learning_rate_stops_with_the_step_and_the_cause(toy):
+    model = net()
+    with pytest.raises(FloatingPointError, match=r"loss diverged: .* at step \d+ .*learning rate"):
+        fit(model, *toy, **SETTINGS | {"learning_rate": 1e6, "epochs": 20})
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_loss_that_is_not_a_number_stops(toy):
+    model = net()
+    nn.init.constant_(model.layer5.bias, math.nan)
+    with pytest.raises(FloatingPointError, match="nan at step 1"):
+        fit(model, *toy, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("epochs", 0, "a whole number of at least 1, found 0"),
+        ("epochs", 2.5, "a whole number of at least 1, found 2.5"),
+        ("epochs", True, "found True"),
+        ("batch_size", -3, "from 1 to the 130 training images, found -3"),
+        ("batch_size", 131, "from 1 to the 130 training images, found 131"),
+        ("learning_rate", "fast", "a number above 0, found 'fast'"),
+        ("learning_rate", 0.0, "a number above 0, found 0.0"),
+        ("learning_rate", math.nan, "found nan"),
+        ("learning_rate", math.inf, "found inf"),
+        ("weight_decay", -0.1, "at least 0, found -0.1"),
+        ("label_smoothing", 1.0, "from 0 to below 1, found 1.0"),
+        ("averaging", 1.0, "from 0 to below 1, found 1.0"),
+        ("augment", -1.0, "at least 0, found -1.0"),
+        ("seed", None, "a whole number of at least 0, found None"),
+    ],
+)
+def test_an_absurd_setting_is_one_sentence_and_trains_nothing(toy, name, value, words):
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be .*{words}"):
+        fit(model, *toy, **SETTINGS | {name: value})
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_the_default_settings_are_the_arguments_of_fit_and_can_be_meant():
+    settings = default_settings()
+    assert list(settings) == [
+        "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "averaging",
+        "augment", "seed",
+    ]  # fmt: skip
+    check_settings(settings, examples=55_000)
+    check_settings(settings | {"learning_rate": np.float64(0.1), "epochs": np.int64(3)}, 55_000)
