@@ -47,10 +47,13 @@ def test_class_balance_shows_shares():
     assert [bar.get_height() for bar in ax.patches] == [0.5, 0.25, 0.25]
 
 
-def test_a_learning_rate_sweep_names_the_best_rate():
-    ax = plots.learning_rate_sweep({0.1: 0.5, 0.001: 0.8, 0.01: 0.925})
+def test_a_learning_rate_sweep_names_the_best_rate_of_each():
+    ax = plots.learning_rate_sweep({"a": {0.1: 0.5, 0.001: 0.8, 0.01: 0.925}, "b": {0.1: 1.0}})
     assert ax.lines[0].get_xydata().tolist() == [[0.001, 0.8], [0.01, 0.925], [0.1, 0.5]]
-    assert texts(ax) == ["0.01: 92.50%"]
+    assert [text.get_text() for text in ax.get_legend().texts] == [
+        "a: 92.50% at 0.01",
+        "b: 100.00% at 0.1",
+    ]
 
 
 def test_training_metrics_draw_every_run_on_both_axes():
@@ -80,7 +83,7 @@ def test_a_confusion_matrix_counts_true_rows_and_predicted_columns(evaluation):
 def test_a_reliability_curve_is_that_of_the_calibration(evaluation):
     ax = plots.reliability_curve(evaluation)
     curve = evaluation.calibration()
-    points = ax.collections[0].get_offsets()
+    points = ax.collections[1].get_offsets()  # after the intervals
     assert np.array_equal(points, np.stack([curve["confidence"], curve["accuracy"]], 1))
     assert texts(ax) == [str(count) for count in curve["count"]]
 
@@ -109,7 +112,7 @@ def test_an_axes_that_is_given_is_drawn_on_and_returned(evaluation):
     figure, axes = plt.subplots(1, 6)
     assert plots.sample_grid(torch.zeros(1, 28, 28), ["a"], ax=axes[0]) is axes[0]
     assert plots.class_balance({"a": torch.tensor([0, 1, 2])}, CLASSES, axes[1]) is axes[1]
-    assert plots.learning_rate_sweep({1: 1}, axes[2]) is axes[2]
+    assert plots.learning_rate_sweep({"a": {1: 1}}, axes[2]) is axes[2]
     assert plots.confusion_matrix(evaluation.confusion, CLASSES, ax=axes[3]) is axes[3]
     assert plots.reliability_curve(evaluation, axes[4]) is axes[4]
     assert plots.probabilities(torch.zeros(28, 28), torch.ones(3) / 3, CLASSES, axes[5]) is axes[5]

@@ -1,6 +1,7 @@
 """Weights on disk: written whole or not at all, read without running anybody's code."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -46,6 +47,9 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     """
     path = Path(path)
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    buffer = io.BytesIO()  # in memory first, for torch does not say that a disk is full
+    torch.save(state, buffer)
+    weights = buffer.getvalue()
     about = {
         "model": type(model).__name__,
         "parameters": sum(tensor.numel() for tensor in state.values()),
@@ -53,13 +57,13 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sha256": hashlib.sha256(weights).hexdigest(),
     }
     try:
         with atomic(path.with_suffix(".json")) as card_file, atomic(path) as weights_file:
-            torch.save(state, weights_file)
-            about["sha256"] = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+            weights_file.write_bytes(weights)
             card_file.write_text(json.dumps(about, indent=2) + "\n")
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch
+    except OSError as error:
         raise OSError(f"{path} was not written, and is as it was before: {error}.") from error
 
 

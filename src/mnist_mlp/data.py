@@ -36,7 +36,7 @@ MNIST_FILES = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
-DOWNLOAD_TIMEOUT = 20  # seconds without an answer, after which the next mirror is tried
+DOWNLOAD_TIMEOUT = 10  # seconds without an answer, after which the next mirror is tried
 REMEDY = (
     "Set MNIST_ROOT to the folder that holds MNIST/raw/, connect to the network once, "
     "or use load('digits')."
@@ -188,6 +188,12 @@ def load(
         return replace(_digits(seed), note=why)
 
 
+def _split(name: str, learn: ImageDataset, test: ImageDataset, seed: int) -> Splits:
+    """Hold a twelfth of what is there to learn from out for validation."""
+    train, validation = hold_out(learn.labels, every=12, seed=seed)
+    return Splits(name, learn.subset(train), learn.subset(validation), test)
+
+
 def _mnist(root: Path, download: bool, seed: int) -> Splits:
     from torchvision.datasets import MNIST  # here, since it takes as long to import as to load
 
@@ -203,8 +209,7 @@ def _mnist(root: Path, download: bool, seed: int) -> Splits:
         _verify(raw / name, *expected)
     parts = [MNIST(root, train=train) for train in (True, False)]
     learn, test = (ImageDataset(part.data, part.targets) for part in parts)
-    train, validation = hold_out(learn.labels, every=12, seed=seed)
-    return Splits("mnist", learn.subset(train), learn.subset(validation), test)
+    return _split("mnist", learn, test, seed)
 
 
 def _download(root: Path) -> None:
@@ -248,6 +253,4 @@ def _digits(seed: int) -> Splits:
     images = torch.stack([centre(torch.tensor(image)) for image in digits.images / 16])
     everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
     learn, test = hold_out(everything.labels, every=5, seed=seed)
-    learn, test = everything.subset(learn), everything.subset(test)
-    train, validation = hold_out(learn.labels, every=12, seed=seed)
-    return Splits("digits", learn.subset(train), learn.subset(validation), test)
+    return _split("digits", everything.subset(learn), everything.subset(test), seed)

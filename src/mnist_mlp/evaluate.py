@@ -12,6 +12,20 @@ from torch.nn import functional as F
 from mnist_mlp.data import ImageDataset, loader
 
 
+def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
+    """Return the 95% confidence interval of a share, as two numbers from 0 to 1.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22 (1927).
+    """
+    share, z = successes / trials, 1.959964
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = (
+        z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    )
+    return centre - half, centre + half
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A model's logits on a data set beside the true labels, and what follows from them.
@@ -50,15 +64,8 @@ class Evaluation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% confidence interval of the accuracy.
-
-        Source: Wilson, "Probable inference, the law of succession, and statistical inference",
-        Journal of the American Statistical Association 22 (1927).
-        """
-        n, share, z = len(self.labels), self.accuracy, 1.959964
-        centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-        return centre - half, centre + half
+        """95% confidence interval of the accuracy, Wilson's."""
+        return wilson_interval(self.n_correct, len(self.labels))
 
     @property
     def loss(self) -> float:

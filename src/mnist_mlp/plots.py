@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mnist_mlp.evaluate import Evaluation
+from mnist_mlp.evaluate import Evaluation, wilson_interval
 from mnist_mlp.train import History
 
 # Okabe & Ito's palette, told apart by every common kind of colour vision.
@@ -81,23 +81,25 @@ def class_balance(
     return ax
 
 
-def learning_rate_sweep(results: Mapping[float, float], ax: Axes | None = None) -> Axes:
-    """Draw validation accuracy against the peak learning rate. `results`: rate -> accuracy."""
-    ax = _axes(ax, 9, 3.4)
-    rates, accuracies = zip(*sorted(results.items()), strict=True)
-    best = max(results, key=results.get)
-    ax.plot(rates, accuracies, "o-", color=BLUE)
-    ax.plot(best, results[best], "o", color=ORANGE, markersize=11)
-    ax.annotate(
-        f"{best:g}: {results[best]:.2%}", (best, results[best]), (0, 10),
-        textcoords="offset points", ha="center", color=ORANGE, weight="bold",
-    )  # fmt: skip
-    ax.margins(y=0.25)
+def learning_rate_sweep(
+    sweeps: Mapping[str, Mapping[float, float]], ax: Axes | None = None
+) -> Axes:
+    """Draw validation accuracy against the peak learning rate, the best of each sweep marked.
+
+    `sweeps`: name -> {learning rate: accuracy}.
+    """
+    ax = _axes(ax, 9, 3.6)
+    for (name, accuracy), colour in zip(sweeps.items(), CYCLE, strict=False):
+        rates, best = sorted(accuracy), max(accuracy, key=accuracy.get)
+        label = f"{name}: {accuracy[best]:.2%} at {best:g}"
+        ax.plot(rates, [accuracy[rate] for rate in rates], "o-", color=colour, label=label)
+        ax.plot(best, accuracy[best], "o", color=colour, markersize=11)
     ax.set_xscale("log")
     ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
     ax.minorticks_off()
     ax.set(xlabel="peak learning rate", ylabel="validation accuracy")
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.legend(loc="lower right", title="best")
     return ax
 
 
@@ -153,20 +155,22 @@ def confusion_matrix(
 
 
 def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
-    """Draw accuracy against confidence, and how many images lie at each confidence."""
-    ax = _axes(ax, 5.6, 4.4)
-    curve = evaluation.calibration()
+    """Draw accuracy, with its 95% interval, against confidence, and how many images lie there."""
+    ax = _axes(ax, 6.4, 4.6)
+    confidence, accuracy, count = (
+        evaluation.calibration()[key] for key in ("confidence", "accuracy", "count")
+    )
     ax.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
-    ax.plot(curve["confidence"], curve["accuracy"], "-", color=BLUE, linewidth=1)
-    size = 25 + 60 * np.log10(curve["count"])
-    ax.scatter(curve["confidence"], curve["accuracy"], s=size, color=BLUE, label="this model")
-    for x, y, count in zip(curve["confidence"], curve["accuracy"], curve["count"], strict=True):
-        place = (9, -12) if y > 0.05 else (-3, 9)
-        ax.annotate(f"{count:,}", (x, y), place, textcoords="offset points", fontsize=8)
+    intervals = [wilson_interval(a * n, n) for a, n in zip(accuracy, count, strict=True)]
+    ax.vlines(confidence, *zip(*intervals, strict=True), color=BLUE, alpha=0.4)
+    ax.scatter(confidence, accuracy, s=20 + 40 * np.log10(count), color=BLUE, label="this model")
+    for x, (_, high), n in zip(confidence, intervals, count, strict=True):
+        place, height = ("left", 0.95) if n == count.max() else ("center", high + 0.015)
+        ax.text(x + 0.025 * (place == "left"), height, f"{n:,}", ha=place, fontsize=9)
     ax.set(
         xlabel="confidence (highest probability)",
         ylabel="accuracy",
-        xlim=(0, 1.08),
+        xlim=(0, 1.12),
         ylim=(-0.03, 1.08),
     )
     ax.xaxis.set_major_formatter(PercentFormatter(1))

@@ -1,0 +1,74 @@
+"""Execute a notebook from top to bottom in a clean kernel, showing where it is.
+
+`python notebooks/execute.py NOTEBOOK`: the outputs replace those in the file. Where MNIST can be
+neither found nor downloaded it runs on the embedded digits, into a file of another name.
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from mnist_mlp.checkpoint import atomic
+from mnist_mlp.data import load
+
+
+class Client(NotebookClient):
+    """Prints each section's title as it begins, and what the cells with a progress bar print."""
+
+    cell_with_bar = None
+
+    def process_message(self, msg, cell, cell_index):
+        """Show the text if it is drawn over itself, as progress bars are; then do as ever."""
+        text = msg["content"].get("text", "") if msg["msg_type"] == "stream" else ""
+        if "\r" in text:
+            self.cell_with_bar = cell_index
+        if self.cell_with_bar == cell_index:
+            print(text, end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def announce(cell, cell_index):
+    """Print the title of the section that a cell opens."""
+    for line in cell.source.splitlines():
+        if cell.cell_type == "markdown" and line.startswith("## "):
+            print(line.removeprefix("## "), flush=True)
+
+
+def execute(path: Path) -> Path:
+    """Execute the notebook and return the path of the result, written only if no cell failed."""
+    notebook, result = nbformat.read(path, as_version=4), path
+    with warnings.catch_warnings(action="ignore"):
+        found = load("auto")  # here, where the progress of a download can be seen
+    if found.name != "mnist":
+        print(f"\n{'*' * 79}\n{found.note}\n{'*' * 79}\n")
+        notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": found.name})
+        result = path.with_stem(f"{path.stem}-{found.name}")
+    Client(
+        notebook,
+        kernel_name="python3",
+        timeout=None,
+        resources={"metadata": {"path": path.parent}},
+        coalesce_streams=True,  # of a progress bar, keep the last state
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
+        on_cell_start=announce,
+    ).execute()
+    with atomic(result) as file:
+        nbformat.write(notebook, file)
+    return result
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    try:
+        written = execute(Path(sys.argv[1]))
+    except CellExecutionError as error:
+        sys.exit(f"\nNothing was written: a cell failed.\n\n{error}")
+    print(f"Executed in {time.perf_counter() - started:.0f} s: {written}")

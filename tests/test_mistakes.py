@@ -1,0 +1,173 @@
+"""Mistakes that have shipped in public MNIST notebooks: each is made on purpose, and found.
+
+A copy of the source, or of the notebook, is broken in one place; then the test named beside it must
+fail. That the same test passes on the unbroken source is seen where it runs for itself.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
+
+# mistake: (file, what stands there, what is put there, the test that must fail)
+IN_THE_PACKAGE = {
+    "the optimiser holds another model's parameters": (
+        "train.py",
+        "model.parameters(), lr=",
+        "copy.deepcopy(model).parameters(), lr=",
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "the test set used as the validation set": (
+        "data.py",
+        "learn.subset(validation), test)",
+        "test, test)",
+        "test_data.py::test_the_parts_are_those_of_the_files_and_share_no_image",
+    ),
+    "no zero_grad": (
+        "train.py",
+        "optimizer.zero_grad()",
+        "pass",
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "no model.eval()": (
+        "evaluate.py",
+        "    model.eval()\n",
+        "",
+        "test_evaluate.py::test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after",
+    ),
+    "softmax before the cross-entropy loss": (
+        "train.py",
+        "F.cross_entropy(logits,",
+        "F.cross_entropy(logits.softmax(1),",
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "softmax at the end of the model": (
+        "model.py",
+        "return self.layer5(x)",
+        "return self.layer5(x).softmax(1)",
+        "test_model.py::test_the_logits_are_those_of_the_formula",
+    ),
+    "labels shuffled apart from images": (
+        "data.py",
+        "images.flatten(1), self.labels[indices]",
+        "images.flatten(1), self.labels[indices][torch.randperm(len(indices))]",
+        "test_data.py::test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_epoch",
+    ),
+    "normalisation at training but not at evaluation": (
+        "evaluate.py",
+        "in loader(dataset)",
+        "in loader(__import__('dataclasses').replace(dataset, mean=0.0, std=1.0))",
+        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+    ),
+    "the last short batch dropped in evaluation": (
+        "data.py",
+        "order.split(batch_size)",
+        "order[: len(order) // batch_size * batch_size].split(batch_size)",
+        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+    ),
+    "averages over batches instead of examples": (
+        "train.py",
+        '"loss": loss_sum / examples',
+        '"loss": loss_sum / len(labels) / step',
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "the confusion matrix transposed": (
+        "evaluate.py",
+        "confusion_matrix(self.labels, self.predicted",
+        "confusion_matrix(self.predicted, self.labels",
+        "test_evaluate.py::test_the_rows_of_the_confusion_matrix_are_the_true_classes",
+    ),
+    "the saved weights not the averaged ones": (
+        "train.py",
+        "copy.deepcopy(averaged.module.state_dict())",
+        "copy.deepcopy(model.state_dict())",
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "augmentation left on at evaluation": (
+        "evaluate.py",
+        "in loader(dataset)",
+        "in loader(dataset, augment=lambda images, generator: images.roll(2, 2))",
+        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+    ),
+    "augmentation left on at validation": (
+        "train.py",
+        "evaluate(averaged.module, validation)",
+        "evaluate(averaged.module, __import__('dataclasses').replace("
+        "validation, augment=lambda images: images.roll(2, 2)))",
+        "test_train.py::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
+    ),
+    "the same order every epoch": (
+        "train.py",
+        "epoch_generator(seed, epoch)",
+        "epoch_generator(seed, 1)",
+        "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "validation images left in training": (
+        "data.py",
+        "learn.subset(train), learn",
+        "learn, learn",
+        "test_data.py::test_the_parts_are_those_of_the_files_and_share_no_image",
+    ),
+}
+
+# mistake: (what stands in a cell, what is put there)
+IN_THE_NOTEBOOK = {
+    "the trained model is not the one that is saved": (
+        "checkpoint.save(model, weights_path",
+        "checkpoint.save(EnhancedNet(), weights_path",
+    ),
+    "another model is trained than the one that is evaluated": (
+        "history = fit(model,",
+        "history = fit(EnhancedNet(),",
+    ),
+    "the test set used as the validation set": (
+        "history = fit(model, digits.train, digits.validation",
+        "history = fit(model, digits.train, digits.test",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", IN_THE_PACKAGE)
+def test_a_mistake_in_the_package_turns_a_test_red(mistake, tmp_path):
+    name, right, wrong, test = IN_THE_PACKAGE[mistake]
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    path = tmp_path / "src" / "mnist_mlp" / name
+    source = path.read_text()
+    assert source.count(right) == 1, f"{name} has changed: {right!r} is not there once"
+    path.write_text(source.replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", ROOT / "tests" / test],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, f"the mistake was not found:\n{done.stdout}{done.stderr}"
+    assert "1 failed" in done.stdout
+    assert re.search(r"^E +(AssertionError|assert )", done.stdout, re.M), done.stdout
+
+
+@pytest.mark.parametrize("mistake", IN_THE_NOTEBOOK)
+def test_a_mistake_in_the_notebook_turns_it_red(mistake, tmp_path, monkeypatch):
+    right, wrong = IN_THE_NOTEBOOK[mistake]
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if right in cell.source]
+    assert len(cells) == 1, f"the notebook has changed: {right!r} is not there once"
+    cells[0].source = cells[0].source.replace(right, wrong)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += '\ndataset, epochs = "digits", 4'
+    runner = NotebookClient(notebook, kernel_name="python3", timeout=600)
+    runner.resources = {"metadata": {"path": NOTEBOOK.parent}}
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        runner.execute()

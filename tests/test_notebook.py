@@ -1,0 +1,251 @@
+"""The committed notebook, and what happens to it in a reader's hands."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from mnist_mlp import notebook as nb
+from mnist_mlp.data import Splits, load
+from mnist_mlp.evaluate import Evaluation
+from mnist_mlp.train import History, default_settings
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
+
+
+@pytest.fixture
+def committed():
+    return nbformat.read(PATH, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag):
+    return [cell for cell in code_cells(notebook) if tag in cell.metadata.get("tags", [])]
+
+
+# What nbval does not see
+
+
+def test_the_committed_outputs_are_one_clean_run_from_top_to_bottom(committed):
+    cells = code_cells(committed)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum(bool(cell.outputs) for cell in cells) >= len(cells) - 3  # imports, settings, a sweep
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
+    assert not [o for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
+    assert "widgets" not in committed.metadata
+    assert "papermill" not in committed.metadata
+    assert "NOT MNIST" not in str(cells)
+
+
+def test_a_cell_whose_output_is_not_compared_asserts_something(committed):
+    ignored = tagged(committed, "nbval-ignore-output")
+    assert ignored
+    for cell in ignored:
+        assert any(isinstance(s, ast.Assert) for s in ast.parse(cell.source).body), cell.source
+    assert not tagged(committed, "nbval-skip")
+    assert not tagged(committed, "raises-exception")
+
+
+def test_at_least_fourteen_cells_are_compared(committed):
+    ignored = tagged(committed, "nbval-ignore-output")
+    compared = [cell for cell in code_cells(committed) if cell.outputs and cell not in ignored]
+    assert len(compared) >= 14
+
+
+def test_the_parameters_are_literals_and_those_of_the_default_recipe(committed):
+    (cell,) = tagged(committed, "parameters")
+    found = {s.targets[0].id: ast.literal_eval(s.value) for s in ast.parse(cell.source).body}
+    assert found == {"dataset": "auto"} | default_settings()
+
+
+def test_the_notebook_only_calls(committed):
+    for cell in code_cells(committed):
+        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda}
+        assert len(cell.source.splitlines()) <= 14
+
+
+def test_the_test_set_is_not_evaluated_before_its_section(committed):
+    for cell in committed.cells:
+        if "## 8. The test set" in cell.source:
+            return
+        if cell.cell_type == "code":
+            uses = [line for line in cell.source.splitlines() if "digits.test" in line]
+            assert all(line.startswith("parts = ") for line in uses), uses
+    pytest.fail("there is no section 8")
+
+
+# A person's hands. On the embedded digits, for speed; two epochs.
+
+
+@pytest.fixture
+def on_digits(committed, tmp_path, monkeypatch):
+    """The notebook with other parameters, a client for it, and nothing of it executed."""
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
+    (cell,) = tagged(committed, "parameters")
+    cell.source = cell.source.replace('"auto"', '"digits"').replace(
+        f"epochs = {default_settings()['epochs']}", "epochs = 2"
+    )
+    for cell in code_cells(committed):
+        cell.outputs, cell.execution_count = [], None
+    return committed
+
+
+def client(notebook) -> NotebookClient:
+    return NotebookClient(
+        notebook, kernel_name="python3", timeout=600, resources={"metadata": {"path": PATH.parent}}
+    )
+
+
+def results(cell) -> list:
+    """What a cell shows: texts and pictures, without the numbers that count executions."""
+    return [o.get("text") or o.data for o in cell.outputs if o.get("name") != "stderr"]
+
+
+def test_every_cell_may_be_run_again_and_in_any_order_with_the_same_result(on_digits):
+    state = (
+        "import hashlib; print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in "
+        "model.state_dict().values())).hexdigest(), sweep, worth, test.n_correct, "
+        "history.validation_accuracy, tweaked_history.validation_accuracy, list(runs.histories()))"
+    )
+    on_digits.cells.append(nbformat.v4.new_code_cell(state))
+    runner = client(on_digits)
+    with runner.setup_kernel():
+        for index, cell in enumerate(on_digits.cells):
+            runner.execute_cell(cell, index)
+        ignored = tagged(on_digits, "nbval-ignore-output")
+        first = {cell.id: results(cell) for cell in code_cells(on_digits) if cell not in ignored}
+        assert len(first) >= 14
+        for index, cell in reversed(list(enumerate(on_digits.cells))):
+            for _ in range(2 if cell.cell_type == "code" else 0):
+                runner.execute_cell(cell, index)
+                assert results(cell) == first.get(cell.id, results(cell)), cell.source
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (["epochs", "0"], "ValueError: epochs must be a whole number of at least 1, found 0."),
+        (
+            ["learning_rate", "fast"],
+            "TypeError: learning_rate must be a number above 0, found 'fast'.",
+        ),
+        (["epoch", "3"], "NameError: unknown parameter 'epoch': expected one of dataset, epochs,"),
+    ],
+)
+def test_papermill_with_an_absurd_parameter_stops_with_one_sentence(parameters, words, tmp_path):
+    done = papermill(tmp_path, "-p", "dataset", "digits", "-p", *parameters)
+    assert done.returncode
+    assert done.stderr.strip().splitlines()[-1].startswith(words)
+    assert not list((tmp_path / "out").rglob("*.pth"))
+
+
+def test_papermill_with_another_number_of_epochs_works_and_touches_nothing_of_ours(tmp_path):
+    before = {p: p.stat().st_mtime_ns for d in ("models", "figures") for p in (ROOT / d).iterdir()}
+    done = papermill(tmp_path, "-p", "dataset", "digits", "-p", "epochs", "2")
+    assert done.returncode == 0, done.stderr
+    written = sorted(p.name for p in (tmp_path / "out").rglob("*.*"))
+    assert written == [
+        "confusion_matrix-digits.png", "enhanced_model-digits.json", "enhanced_model-digits.pth",
+        "mistakes-digits.png", "reliability-digits.png", "training_metrics-digits.png",
+    ]  # fmt: skip
+    assert before == {
+        p: p.stat().st_mtime_ns for d in ("models", "figures") for p in (ROOT / d).iterdir()
+    }
+
+
+def papermill(tmp_path, *arguments):
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "papermill", PATH, tmp_path / "out.ipynb", "--no-progress-bar"]
+    environment = os.environ | {
+        "MNIST_MLP_OUTPUT": str(tmp_path / "out"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+# The functions behind it
+
+
+def test_another_data_set_goes_to_files_of_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    assert nb.output("models/net.pth", "mnist") == tmp_path / "models" / "net.pth"
+    assert nb.output("models/net.pth", "digits") == tmp_path / "models" / "net-digits.pth"
+    assert list((tmp_path / "models").iterdir()) == []
+    assert nb.published("models/net.pth", "mnist") == ROOT / "models" / "net.pth"
+    assert nb.published("models/net.pth", "digits") == tmp_path / "models" / "net-digits.pth"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(
+        OSError, match=r"models/net.pth cannot be written.*Make its folder writable"
+    ):
+        nb.output("models/net.pth", "mnist")
+
+
+def test_the_banner_cannot_be_missed_on_anything_but_mnist():
+    digits = load("digits")
+    assert "NOT MNIST" in nb.banner(digits)
+    assert "1,797 images" in nb.banner(digits)
+    fake = Splits("mnist", digits.train, digits.validation, digits.test)
+    assert "NOT" not in nb.banner(fake)
+
+
+def test_the_log_compares_each_run_with_the_first():
+    labels = torch.zeros(1000, dtype=torch.int64)
+
+    def judged(right):
+        predicted = torch.cat([torch.zeros(right), torch.ones(1000 - right)]).long()
+        return Evaluation(torch.eye(2)[predicted], labels, ("0", "1"))
+
+    log, settings = nb.RunLog(), {"epochs": 1, "seed": 0}
+    epochs = [{"seconds": 2.0}]
+    log.add("mnist", History(settings, epochs), judged(950))
+    log.add("mnist", History(settings | {"epochs": 2}, epochs), judged(980))
+    log.add("mnist", History(settings | {"seed": 1}, epochs), judged(951))
+    log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))
+    log.add("digits", History(settings, epochs), judged(999))
+    log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))  # again: no new row
+    assert list(log.histories()) == [
+        "run 1", "run 2 (epochs=2)", "run 3 (seed=1)", "run 4 (seed=2)", "run 5 (dataset=digits)",
+    ]  # fmt: skip
+    rows = [row.strip("| ").split(" | ") for row in log.table().splitlines()[2:]]
+    assert [row[-1] for row in rows[1:]] == [
+        "better", "not told apart", "worse", "not comparable: other data",
+    ]  # fmt: skip
+    assert rows[1][3] == "98.00%"
+    assert rows[1][4].startswith("+3.00 [+")
+
+
+def test_execute_py_leaves_the_file_as_it_was_if_a_cell_fails(on_digits, tmp_path):
+    code_cells(on_digits)[3].source = "1 / 0"
+    path = tmp_path / "broken.ipynb"
+    nbformat.write(on_digits, path)
+    before = path.read_bytes()
+    done = subprocess.run(
+        [sys.executable, ROOT / "notebooks" / "execute.py", path], capture_output=True, text=True
+    )
+    assert done.returncode
+    assert "ZeroDivisionError" in done.stderr
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".ipynb"] == ["broken.ipynb"]

@@ -1,0 +1,80 @@
+"""What the repository says of itself is what it holds."""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import torchvision
+
+from mnist_mlp import checkpoint
+from mnist_mlp.evaluate import evaluate
+from mnist_mlp.model import EnhancedNet
+from mnist_mlp.train import default_settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+WEIGHTS = ROOT / "models" / "enhanced_model.pth"
+
+
+@pytest.fixture
+def seeds():
+    return json.loads((ROOT / "benchmarks" / "seeds.json").read_text())
+
+
+def test_the_record_is_of_the_default_recipe_over_five_seeds(seeds):
+    assert seeds["recipe"] | {"seed": 0} == default_settings()
+    assert [run["seed"] for run in seeds["runs"]] == [0, 1, 2, 3, 4]
+    for name in ("test_accuracy", "validation_accuracy", "training_seconds"):
+        values = [run[name] for run in seeds["runs"]]
+        assert seeds["summary"][f"{name}_mean"] == pytest.approx(statistics.mean(values))
+        assert seeds["summary"][f"{name}_stdev"] == pytest.approx(statistics.stdev(values))
+
+
+def test_readme_and_notebook_quote_the_record(seeds):
+    summary = seeds["summary"]
+    quoted = f"{summary['test_accuracy_mean']:.2%} ± {100 * summary['test_accuracy_stdev']:.2f}"
+    assert quoted in README
+    notebook = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
+    assert quoted in nbformat.read(notebook, as_version=4).cells[0].source
+    assert f"{summary['training_seconds_mean']:.0f} s" in README
+
+
+def test_the_committed_weights_are_those_of_their_card(mnist):
+    card = json.loads(WEIGHTS.with_suffix(".json").read_text())
+    assert card["sha256"] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    assert (card["dataset"], card["recipe"]) == ("mnist", default_settings())
+    test = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test)
+    assert test.n_correct == card["test_correct"]
+    assert f"{test.n_correct:,} of 10,000" in README
+
+
+def test_the_readmes_plain_pytorch_gives_the_models_probabilities(monkeypatch):
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "torch.load" in c)
+    images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
+    names = {"images": images}
+    monkeypatch.chdir(ROOT)
+    exec(code, names)
+    model = checkpoint.load(EnhancedNet(), WEIGHTS)
+    expected = model.predict_proba((images / 255 - 0.1307) / 0.3081)
+    torch.testing.assert_close(names["probabilities"], expected)
+
+
+def test_every_file_that_the_readme_names_is_there():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) > 3
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_pins_are_what_is_installed_and_torch_and_torchvision_are_a_pair():
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M))
+    assert tuple(map(int, pins["torch"].split(".")[:2])) >= (2, 14)
+    assert {name: importlib.metadata.version(name) for name in pins} == pins
+    boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0])
+    assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [0]  # needs torchvision's C++ side
