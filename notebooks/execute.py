@@ -5,6 +5,7 @@ neither found nor downloaded it runs on the embedded digits, into a file of anot
 """
 
 import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -47,7 +48,7 @@ def execute(path: Path) -> Path:
     with warnings.catch_warnings(action="ignore"):
         found = load("auto")  # here, where the progress of a download can be seen
     if found.name != "mnist":
-        print(f"\n{'*' * 79}\n{found.note}\n{'*' * 79}\n")
+        print(f"\n{'*' * 79}\n{textwrap.fill(found.note, 79)}\n{'*' * 79}\n")
         notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": found.name})
         result = path.with_stem(f"{path.stem}-{found.name}")
     Client(
@@ -66,9 +67,15 @@ def execute(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     started = time.perf_counter()
     try:
         written = execute(Path(sys.argv[1]))
     except CellExecutionError as error:
-        sys.exit(f"\nNothing was written: a cell failed.\n\n{error}")
+        sys.exit(f"{error}\nThe notebook was not written: a cell failed.")
+    except (OSError, ValueError) as error:
+        sys.exit(f"The notebook was not executed: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nThe notebook was not written: interrupted.")
     print(f"Executed in {time.perf_counter() - started:.0f} s: {written}")

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -207,6 +208,7 @@ def test_the_banner_cannot_be_missed_on_anything_but_mnist():
     digits = load("digits")
     assert "NOT MNIST" in nb.banner(digits)
     assert "1,797 images" in nb.banner(digits)
+    assert "&lt;why&gt;" in nb.banner(replace(digits, note="<why>"))
     fake = Splits("mnist", digits.train, digits.validation, digits.test)
     assert "NOT" not in nb.banner(fake)
 

@@ -1,6 +1,7 @@
 """What only a notebook needs: its parameters, where it writes, and the log of its runs."""
 
 import ast
+import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def banner(splits: Splits) -> str:
     return (
         '<div style="border: 4px solid #D55E00; padding: 12px; font-size: 120%; color: #D55E00">'
         f"<b>NOT MNIST. Every number and figure below is about <code>{splits.name}</code>, "
-        f"{count:,} images.</b><br>{splits.note}</div>"
+        f"{count:,} images.</b><br>{html.escape(splits.note)}</div>"
     )
 
 
