@@ -7,10 +7,6 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
-# A kernel's working directory is another, so a relative path must not reach it.
-ifdef MNIST_ROOT
-export MNIST_ROOT := $(shell $(PYTHON) -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$(MNIST_ROOT)")
-endif
 
 .PHONY: setup notebook lab test lint seeds
 

@@ -23,6 +23,8 @@ for seed in range(5):
     torch.manual_seed(seed)
     model = EnhancedNet()
     history = fit(model, splits.train, splits.validation, **default_settings() | {"seed": seed})
+    if history.interrupted:
+        raise SystemExit(f"Interrupted in seed {seed}: the record stays as it was.")
     test = evaluate(model, splits.test)
     runs.append(
         {

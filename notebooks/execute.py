@@ -4,6 +4,7 @@
 neither found nor downloaded it runs on the embedded digits, into a file of another name.
 """
 
+import ast
 import sys
 import textwrap
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -45,10 +47,12 @@ def announce(cell, cell_index):
 def execute(path: Path) -> Path:
     """Execute the notebook and return the path of the result, written only if no cell failed."""
     notebook, result = nbformat.read(path, as_version=4), path
+    dataset = ast.literal_eval(inspect_notebook(str(path))["dataset"]["default"])
     with warnings.catch_warnings(action="ignore"):
-        found = load("auto")  # here, where the progress of a download can be seen
-    if found.name != "mnist":
+        found = load(dataset)  # here, where the progress of a download can be seen
+    if found.note:
         print(f"\n{'*' * 79}\n{textwrap.fill(found.note, 79)}\n{'*' * 79}\n")
+    if found.name != "mnist":
         notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": found.name})
         result = path.with_stem(f"{path.stem}-{found.name}")
     Client(
@@ -76,6 +80,6 @@ if __name__ == "__main__":
         sys.exit(f"{error}\nThe notebook was not written: a cell failed.")
     except (OSError, ValueError) as error:
         sys.exit(f"The notebook was not executed: {error}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, AssertionError):  # nbclient, interrupted, fails its own assertion
         sys.exit("\nThe notebook was not written: interrupted.")
     print(f"Executed in {time.perf_counter() - started:.0f} s: {written}")

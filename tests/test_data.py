@@ -125,14 +125,25 @@ def test_digits_are_the_embedded_ones_made_the_mnist_way():
 def test_root_is_the_argument_then_the_environment_then_data(small_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_ROOT", str(small_mnist))
     assert data.load("mnist", download=False).name == "mnist"
-    with pytest.raises(FileNotFoundError, match="elsewhere"):
-        data.load("mnist", tmp_path / "elsewhere", download=False)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        data.load("mnist", tmp_path / "nowhere", download=False)
     monkeypatch.delenv("MNIST_ROOT")
-    (tmp_path / "src" / "mnist_mlp").mkdir(parents=True)
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr(data, "home", lambda: tmp_path)
     small_mnist.rename(tmp_path / "data")
     assert data.load("mnist", download=False).name == "mnist"
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("MNIST_ROOT", "elsewhere")  # relative: from the repository, whatever the cwd
+    assert data.load("mnist", download=False).name == "mnist"
+
+
+def test_home_is_the_repository_from_whatever_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (data.home() / "tests" / "test_data.py").samefile(__file__)
+
+
+def test_a_data_set_without_images_is_refused():
+    with pytest.raises(ValueError, match="at least one image, found none"):
+        data.ImageDataset(torch.zeros(0, 28, 28).byte(), torch.zeros(0).long())
 
 
 def test_a_missing_root_names_what_is_missing_and_the_remedy(tmp_path):

@@ -98,6 +98,9 @@ def test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after(toy)
     assert torch.equal(first.logits, second.logits)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.training
+    model[0].eval()
+    evaluate(model, toy[0])
+    assert [module.training for module in model] == [False, True, True]
     assert not evaluate(model.eval(), toy[0]).logits.requires_grad
     assert not model.training
 

@@ -1,4 +1,4 @@
-"""Mistakes that have shipped in public MNIST notebooks: each is made on purpose, and found.
+"""Mistakes that are easily made in MNIST code: each is made on purpose, and found.
 
 A copy of the source, or of the notebook, is broken in one place; then the test named beside it must
 fail. That the same test passes on the unbroken source is seen where it runs for itself.

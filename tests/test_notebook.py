@@ -1,20 +1,28 @@
 """The committed notebook, and what happens to it in a reader's hands."""
 
 import ast
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
 
+from mnist_mlp import checkpoint, plots
 from mnist_mlp import notebook as nb
 from mnist_mlp.data import Splits, load
-from mnist_mlp.evaluate import Evaluation
+from mnist_mlp.evaluate import Evaluation, evaluate
+from mnist_mlp.model import EnhancedNet
 from mnist_mlp.train import History, default_settings
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +77,37 @@ def test_the_parameters_are_literals_and_those_of_the_default_recipe(committed):
     assert found == {"dataset": "auto"} | default_settings()
 
 
+def text(committed, words):
+    """What the one cell whose source has these words has printed."""
+    (cell,) = [cell for cell in code_cells(committed) if words in cell.source]
+    return "".join(o.get("text", "") for o in cell.outputs)
+
+
+def test_the_outputs_that_nbval_ignores_are_those_of_the_committed_weights(committed):
+    card = json.loads((ROOT / "models" / "enhanced_model.json").read_text())
+    correct, images = card["test_correct"], card["test_images"]
+    tested = text(committed, "test = evaluate(model, digits.test)")
+    assert f"{correct:,} of {images:,} correct: {correct / images:.2%}" in tested
+    trained = text(committed, "history = fit(model,")
+    assert f"Kept: epoch {card['best_epoch']}, {card['validation_accuracy']:.2%}" in trained
+    assert f"enhanced_model.pth: {correct:,} of {images:,} correct" in text(committed, "held = ")
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix", "reliability", "mistakes"])
+def test_the_committed_figure_is_of_the_committed_weights(committed, mnist, name, tmp_path):
+    (cell,) = [cell for cell in code_cells(committed) if f"figures/{name}.png" in cell.source]
+    model = checkpoint.load(EnhancedNet(), ROOT / "models" / "enhanced_model.pth")
+    test = evaluate(model, mnist.test)
+    names = {"plots": plots, "plt": plt, "digits": mnist, "test": test, "kind": ""}
+    names |= {"wrong": len(mnist.test) - test.n_correct, "output": lambda *_: tmp_path / "new.png"}
+    plots.use_style()
+    exec(cell.source, names)
+    plt.close("all")
+    new, old = (plt.imread(path) for path in (tmp_path / "new.png", ROOT / f"figures/{name}.png"))
+    assert new.shape == old.shape
+    assert abs(new - old).mean() < 0.001
+
+
 def test_the_notebook_only_calls(committed):
     for cell in code_cells(committed):
         kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
@@ -120,18 +159,26 @@ def test_every_cell_may_be_run_again_and_in_any_order_with_the_same_result(on_di
         "model.state_dict().values())).hexdigest(), sweep, worth, test.n_correct, "
         "history.validation_accuracy, tweaked_history.validation_accuracy, list(runs.histories()))"
     )
-    on_digits.cells.append(nbformat.v4.new_code_cell(state))
+    cells, fingerprint = list(on_digits.cells), nbformat.v4.new_code_cell(state)
+    on_digits.cells.append(fingerprint)
     runner = client(on_digits)
     with runner.setup_kernel():
         for index, cell in enumerate(on_digits.cells):
             runner.execute_cell(cell, index)
         ignored = tagged(on_digits, "nbval-ignore-output")
-        first = {cell.id: results(cell) for cell in code_cells(on_digits) if cell not in ignored}
+        first = {
+            cell.id: results(cell)
+            for cell in cells
+            if cell.cell_type == "code" and cell not in ignored
+        }
+        expected = results(fingerprint)
         assert len(first) >= 14
-        for index, cell in reversed(list(enumerate(on_digits.cells))):
+        for index, cell in reversed(list(enumerate(cells))):
             for _ in range(2 if cell.cell_type == "code" else 0):
                 runner.execute_cell(cell, index)
                 assert results(cell) == first.get(cell.id, results(cell)), cell.source
+                runner.execute_cell(fingerprint, len(cells))
+                assert results(fingerprint) == expected, cell.source
 
 
 @pytest.mark.parametrize(
@@ -186,13 +233,30 @@ def papermill(tmp_path, *arguments):
 # The functions behind it
 
 
-def test_another_data_set_goes_to_files_of_its_own_name(tmp_path, monkeypatch):
+def test_only_a_whole_run_of_the_published_recipe_on_mnist_gets_the_published_names():
+    published = default_settings()
+    assert nb.variant("mnist", History(published)) == ""
+    assert nb.variant("mnist", History(published, interrupted=True)) == "tweaked"
+    assert nb.variant("mnist", History(published | {"epochs": 1})) == "tweaked"
+    assert nb.variant("digits", History(published)) == "digits"
+
+
+def test_what_the_notebook_writes_is_named_after_its_variant(committed):
+    writes = [
+        line
+        for cell in code_cells(committed)
+        for line in cell.source.splitlines()
+        if "output(" in line and "can be written" not in line
+    ]
+    assert len(writes) == 5
+    assert all(re.search(r'output\("[\w/.]+", kind\)', line) for line in writes)
+
+
+def test_a_variant_is_part_of_the_name(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
-    assert nb.output("models/net.pth", "mnist") == tmp_path / "models" / "net.pth"
+    assert nb.output("models/net.pth") == tmp_path / "models" / "net.pth"
     assert nb.output("models/net.pth", "digits") == tmp_path / "models" / "net-digits.pth"
     assert list((tmp_path / "models").iterdir()) == []
-    assert nb.published("models/net.pth", "mnist") == ROOT / "models" / "net.pth"
-    assert nb.published("models/net.pth", "digits") == tmp_path / "models" / "net-digits.pth"
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch):
@@ -201,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_training(tmp_path, m
     with pytest.raises(
         OSError, match=r"models/net.pth cannot be written.*Make its folder writable"
     ):
-        nb.output("models/net.pth", "mnist")
+        nb.output("models/net.pth")
 
 
 def test_the_banner_cannot_be_missed_on_anything_but_mnist():
@@ -228,12 +292,14 @@ def test_the_log_compares_each_run_with_the_first():
     log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))
     log.add("digits", History(settings, epochs), judged(999))
     log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))  # again: no new row
+    log.add("mnist", History(settings | {"epochs": 9}, epochs, interrupted=True), judged(940))
     assert list(log.histories()) == [
         "run 1", "run 2 (epochs=2)", "run 3 (seed=1)", "run 4 (seed=2)", "run 5 (dataset=digits)",
+        "run 6 (epochs=1 of 9)",
     ]  # fmt: skip
     rows = [row.strip("| ").split(" | ") for row in log.table().splitlines()[2:]]
     assert [row[-1] for row in rows[1:]] == [
-        "better", "not told apart", "worse", "not comparable: other data",
+        "better", "not told apart", "worse", "not comparable: other data", "worse",
     ]  # fmt: skip
     assert rows[1][3] == "98.00%"
     assert rows[1][4].startswith("+3.00 [+")

@@ -36,10 +36,10 @@ def warp(
 ) -> torch.Tensor:
     """Return a copy of the batch in which each image is warped by its own random map.
 
-    `images`: float32 of shape (N, H, W) with 0 as the background, for what comes in from outside
-    the picture is 0. Each image gets an affine map (rotation in degrees, relative scale and
-    shear, shift in pixels; all uniform in +- the given amplitude) plus a smooth random
-    displacement of each pixel (standard deviation `elastic` pixels, smooth over a
+    `images`: float32 of shape (N, 28, 28), or another square, with 0 as the background, for what
+    comes in from outside the picture is 0. Each image gets an affine map (rotation in degrees,
+    relative scale and shear, shift in pixels; all uniform in +- the given amplitude) plus a smooth
+    random displacement of each pixel (standard deviation `elastic` pixels, smooth over a
     `knots`-th of the width), sampled bilinearly. `strength` multiplies all five amplitudes.
 
     Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied

@@ -42,8 +42,8 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     The .pth holds nothing but tensors, so that
     `model.load_state_dict(torch.load(path, weights_only=True))` works anywhere. `card`: plain
     values (data set, recipe, metrics, ...); the class, its size, the digest of the .pth, the
-    versions and the date are added. Raises OSError if it cannot be written, and then both files
-    are as they were.
+    versions and the date are added. Raises OSError if one cannot be written; each of the two then
+    is whole all the same, what it was or what it was to be.
     """
     path = Path(path)
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
@@ -64,31 +64,34 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
             weights_file.write_bytes(weights)
             card_file.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
-        raise OSError(f"{path} was not written, and is as it was before: {error}.") from error
+        raise OSError(f"{path} was not saved: {error}. What was there before is whole.") from error
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights at `path` into the model and return it, in evaluation mode.
 
-    Nothing in the file is executed, and every byte is checked against its CRC. Raises
-    FileNotFoundError if there is no such file, and ValueError if it is damaged, is not a plain
-    `state_dict`, or is that of another architecture; the model is then unchanged.
+    Nothing in the file is executed, and its tensors are checked against their CRCs. Raises OSError
+    if it cannot be read, and ValueError if it is damaged, is not a plain `state_dict` of finite
+    numbers, or is that of another architecture; the model is then unchanged.
     """
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch itself checks no CRC
             damaged = archive.testzip()
         if damaged:
-            raise ValueError(f"{path} is damaged: {damaged} fails its checksum. Get a fresh copy.")
+            raise ValueError(f"{damaged} fails its checksum")
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path} is cut off or no PyTorch file: {error}. Get a fresh copy."
-        ) from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds pickled objects, which may run code when loaded, expected only tensors. "
             "Ask its author for torch.save(model.state_dict(), path)."
+        ) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # parsers raise whatever they like on bytes that are not theirs
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} is damaged, cut off or no PyTorch file: {reason}. Get a fresh copy."
         ) from error
     _check_fit(model, state, path)
     model.load_state_dict(state)
@@ -96,17 +99,25 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
 
 def _check_fit(model: nn.Module, state: object, path: Path) -> None:
-    """Raise ValueError unless `state` has just the model's keys and shapes."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ValueError(
-            f"{path} holds a {type(state).__name__}, expected a state_dict of tensors."
-        )
-    for name in sorted(shapes.keys() | state.keys()):
-        found = tuple(state[name].shape) if name in state else "nothing"
-        expected = shapes.get(name, "nothing")
+    """Raise ValueError unless `state` has just the model's keys, shapes and types, all finite."""
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        found = type(state).__name__
+        raise ValueError(f"{path} holds a {found}, expected a state_dict of named tensors.")
+    own = model.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        found, expected = (_describe(tensors.get(name)) for tensors in (state, own))
         if found != expected:
             raise ValueError(
                 f"{path} is not a {type(model).__name__}: at {name} it holds {found}, "
                 f"expected {expected}."
             )
+        if not torch.isfinite(state[name]).all():
+            raise ValueError(
+                f"{path} is of no use: at {name} it holds numbers that are not finite."
+            )
+
+
+def _describe(tensor: torch.Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -67,7 +67,9 @@ class ImageDataset(Dataset):
             found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
             expected = f"torch.int64 of shape ({len(self.images)},), one for each image"
             raise ValueError(f"labels must be {expected}, found {found}.")
-        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        if not len(self):
+            raise ValueError("a data set must hold at least one image, found none.")
+        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             found = f"{int(self.labels.min())} to {int(self.labels.max())}"
             raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}, found {found}.")
 
@@ -153,9 +155,9 @@ def hold_out(labels: torch.Tensor, every: int, seed: int) -> tuple[torch.Tensor,
 
 
 def home() -> Path:
-    """Return the repository that holds the working directory, else the working directory."""
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "src" / "mnist_mlp").is_dir()), here)
+    """Return the repository that this package lies in, else the working directory."""
+    repository = Path(__file__).parents[2]
+    return repository if (repository / "pyproject.toml").exists() else Path.cwd()
 
 
 def load(
@@ -166,7 +168,7 @@ def load(
     `name`: "mnist" (55,000 / 5,000 / 10,000 images, the validation set stratified and drawn with
     `seed` from the training files); "digits" (scikit-learn's embedded 1,797, no network needed);
     or "auto" (MNIST if it is there or can be downloaded, else the digits). `root`: the folder that
-    holds `MNIST/raw/`; else `$MNIST_ROOT`, else `data/` in the repository.
+    holds `MNIST/raw/`; else `$MNIST_ROOT`, else `data/`, both relative to the repository.
 
     Raises ValueError for an unknown name or a damaged file, FileNotFoundError if MNIST is neither
     there nor to be downloaded, OSError for a file that cannot be read or written.
@@ -175,7 +177,7 @@ def load(
         raise ValueError(f"unknown data set {name!r}: expected 'mnist', 'digits' or 'auto'.")
     if name == "digits":
         return _digits(seed)
-    root = Path(root or os.environ.get("MNIST_ROOT") or home() / "data").expanduser()
+    root = Path(root or home() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser())
     try:
         return _mnist(root, download, seed)
     except PermissionError as error:

@@ -119,12 +119,15 @@ class Evaluation:
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """Return the model's evaluation on every image of the data set, in order.
 
-    The model is in evaluation mode meanwhile, and put back afterwards as it was.
+    The model is in evaluation mode meanwhile, and each of its modules afterwards as it was.
     """
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    logits = torch.cat([model(images) for images, _ in loader(dataset)])
-    model.train(was_training)
+    try:
+        logits = torch.cat([model(images) for images, _ in loader(dataset)])
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return Evaluation(logits, dataset.labels, dataset.classes)
 
 

@@ -38,7 +38,7 @@ def _assigned(source: str) -> list[str]:
 
 
 def banner(splits: Splits) -> str:
-    """Return, as HTML, which data these are: nobody shall take another data set for MNIST."""
+    """Return, as HTML, which data these are, so that nobody takes another data set for MNIST."""
     count = sum(len(part) for part in (splits.train, splits.validation, splits.test))
     if splits.name == "mnist":
         return f"<b>Data: MNIST</b>, {count:,} images, every file verified by its SHA-256."
@@ -49,16 +49,24 @@ def banner(splits: Splits) -> str:
     )
 
 
-def output(name: str, dataset: str) -> Path:
-    """Return where to write a file, say "figures/a.png", made with a data set.
+def variant(dataset: str, history: History) -> str:
+    """Return "" for a whole run of the published recipe on MNIST, else what makes it another."""
+    if dataset != "mnist":
+        return dataset
+    whole = history.settings == default_settings() and not history.interrupted
+    return "" if whole else "tweaked"
 
-    In the repository (or the folder `$MNIST_MLP_OUTPUT`), under this very name only for MNIST;
-    another data set's name is added to it. Raises OSError now, not after the training, if its
-    folder cannot be written to.
+
+def output(name: str, variant: str = "") -> Path:
+    """Return where to write a file, say "figures/a.png".
+
+    In the repository, or in the folder `$MNIST_MLP_OUTPUT`; a `variant` is added to its name, so
+    that nothing else is ever taken for the published files. Raises OSError now, not after the
+    training, if its folder cannot be written to.
     """
     path = Path(os.environ.get("MNIST_MLP_OUTPUT") or home()) / name
-    if dataset != "mnist":
-        path = path.with_stem(f"{path.stem}-{dataset}")
+    if variant:
+        path = path.with_stem(f"{path.stem}-{variant}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / f".{path.name}.probe").open("w") as probe:
@@ -69,14 +77,6 @@ def output(name: str, dataset: str) -> Path:
     return path
 
 
-def published(name: str, dataset: str) -> Path:
-    """Return where the repository itself holds a file, which `$MNIST_MLP_OUTPUT` does not move.
-
-    For a data set other than MNIST, of which it holds none, the same as `output`.
-    """
-    return home() / name if dataset == "mnist" else output(name, dataset)
-
-
 class RunLog:
     """The training runs of this kernel, each judged on the validation set, to be compared."""
 
@@ -85,7 +85,10 @@ class RunLog:
 
     def add(self, dataset: str, history: History, validation: Evaluation) -> None:
         """Add a run. The same settings on the same data set replace the earlier such run."""
-        key = (dataset, *history.settings.items())
+        settings = dict(history.settings)
+        if history.interrupted:
+            settings["epochs"] = f"{len(history.epochs)} of {settings['epochs']}"
+        key = (dataset, *settings.items())
         self._runs[key] = (history, validation)
 
     def histories(self) -> dict[str, History]:
@@ -102,7 +105,7 @@ class RunLog:
         """Return the comparison of each run with the first as a Markdown table."""
         rows = [
             "| run | epochs | seconds | validation accuracy "
-            "| difference to run 1, in points [95%] | so it is |",
+            "| difference to run 1, in points [95%] | verdict |",
             "|:--|--:|--:|--:|:-:|:--|",
         ]
         (first_key, (_, first)), *_ = self._runs.items()

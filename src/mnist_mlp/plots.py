@@ -67,14 +67,15 @@ def class_balance(
 ) -> Axes:
     """Draw each class's share of each part. `labels`: name of the part -> int64 of shape (N,)."""
     ax = _axes(ax, 9, 3.2)
-    width = 0.8 / len(labels)
+    width, tallest = 0.8 / len(labels), 0.0
     for i, (name, of_part) in enumerate(labels.items()):
         share = torch.bincount(of_part, minlength=len(classes)) / len(of_part)
+        tallest = max(tallest, float(share.max()))
         x = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
         ax.bar(x, share.numpy(), width * 0.92, label=f"{name} ({len(of_part):,})")
     ax.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1)
     ax.set_xticks(range(len(classes)), classes)
-    ax.set(xlabel="class", ylabel="share of the images", ylim=(0, 1.6 / len(classes)))
+    ax.set(xlabel="class", ylabel="share of the images", ylim=(0, 1.45 * tallest))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(labels), loc="upper center")
@@ -95,7 +96,8 @@ def learning_rate_sweep(
         ax.plot(rates, [accuracy[rate] for rate in rates], "o-", color=colour, label=label)
         ax.plot(best, accuracy[best], "o", color=colour, markersize=11)
     ax.set_xscale("log")
-    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    every = sorted({rate for accuracy in sweeps.values() for rate in accuracy})
+    ax.set_xticks(every, [f"{rate:g}" for rate in every])
     ax.minorticks_off()
     ax.set(xlabel="peak learning rate", ylabel="validation accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -124,8 +126,9 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set(ylabel="cross-entropy (nats, log scale)", yscale="log")
-    last = min(record["accuracy"] for history in runs.values() for record in history.epochs[-1:])
-    axes[1].set(ylabel="accuracy", ylim=(max(0, 1 - 3 * max(1 - last, 0.03)), 1.003))
+    last = [record["accuracy"] for history in runs.values() for record in history.epochs[-1:]]
+    worst = max(0.03, 1 - min(last, default=0))  # the error that the lower half is left to
+    axes[1].set(ylabel="accuracy", ylim=(max(0, 1 - 3 * worst), 1.003))
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     axes[1].legend(loc="lower right", fontsize=9)
     return np.asarray(axes)
@@ -137,7 +140,7 @@ def confusion_matrix(
     errors_only: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a confusion matrix, its rows the true classes; at will without the diagonal."""
+    """Draw a confusion matrix, its rows the true classes; with `errors_only` no diagonal."""
     ax = _axes(ax, 5.6, 5.4)
     shown = np.where(np.eye(len(classes), dtype=bool) & errors_only, 0, confusion)
     ax.imshow(shown, cmap="Oranges" if errors_only else "Blues", vmin=0, vmax=max(1, shown.max()))
