@@ -8,7 +8,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: setup notebook lab test lint seeds
+.PHONY: setup notebook lab test lint seeds bench calibrate profile scaling figures
 
 setup: .venv/.installed
 
@@ -36,3 +36,25 @@ lint: setup
 
 seeds: setup  ## the README's accuracy: five seeds of the default recipe, into a record
 	$(BIN)/python benchmarks/seeds.py
+
+profile: setup  ## where an epoch's time goes, beside the floor: half a minute
+	$(BIN)/python benchmarks/where_time_goes.py
+
+scaling: setup  ## seconds and memory against data, width, batch size, threads: five minutes
+	$(BIN)/python benchmarks/scaling.py && $(BIN)/python benchmarks/draw.py
+
+figures: setup  ## draw the records of `make bench` and `make scaling` anew
+	$(BIN)/python benchmarks/draw.py
+
+# The peers have an environment of their own, so that nobody else has to install them.
+.venv-bench/.installed: requirements.txt benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	@echo "Installing into .venv-bench (about 2 minutes, 7 GB on Linux) ..."
+	.venv-bench/bin/python -m pip install -q -c requirements.txt -r benchmarks/requirements.txt -e .
+	@touch $@
+
+bench: .venv-bench/.installed  ## everyone's way to 98.21%, side by side: half an hour
+	.venv-bench/bin/python benchmarks/bench.py && .venv-bench/bin/python benchmarks/draw.py
+
+calibrate: .venv-bench/.installed  ## before `make bench`: how many epochs each needs
+	.venv-bench/bin/python benchmarks/bench.py calibrate

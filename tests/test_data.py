@@ -1,8 +1,11 @@
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,12 +191,10 @@ def test_one_flipped_bit_in_each_real_file_is_found(mnist, tmp_path, name):
 
 
 def test_an_unreadable_folder_is_named(small_mnist, monkeypatch):
-    def refuse(self, *args, **kwargs):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(
-        "pathlib.Path.open", refuse
-    )  # root may read anything, so permissions won't do
+    monkeypatch.setattr("numpy.fromfile", refuse)  # root may read anything: permissions won't do
     with pytest.raises(PermissionError, match=r"cannot be read.*Permission denied.*Set MNIST_ROOT"):
         data.load("auto", small_mnist)
 
@@ -292,3 +293,24 @@ def test_with_mnist_auto_is_mnist_and_silent(small_mnist):
     with warnings.catch_warnings(action="error"):
         splits = data.load("auto", small_mnist)
     assert (splits.name, splits.note) == ("mnist", "")
+
+
+def test_loading_mnist_imports_no_torchvision(small_mnist):
+    """Which takes longer to import than all the rest of this does. Nor what only figures need."""
+    code = f"""
+import sys
+from mnist_mlp import data, train
+data.MNIST_FILES.update({data.MNIST_FILES!r})
+assert len(data.load("mnist", {str(small_mnist)!r}, download=False).test) == 130
+print({{"torchvision", "matplotlib", "sklearn", "scipy"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_data_set_moves_to_a_device_with_its_labels(small_mnist, monkeypatch):
+    train = data.load("mnist", small_mnist, download=False).train
+    monkeypatch.setattr(data.ImageDataset, "__post_init__", lambda self: None)  # reads values
+    moved = replace(train, mean=0.5).to("meta")
+    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
+    assert (moved.mean, len(moved)) == (0.5, len(train))

@@ -59,7 +59,7 @@ IN_THE_PACKAGE = {
     ),
     "labels shuffled apart from images": (
         "data.py",
-        "images.flatten(1), self.labels[indices]",
+        "images.flatten(1), self.labels.index_select(0, indices)",
         "images.flatten(1), self.labels[indices][torch.randperm(len(indices))]",
         "test_data.py::test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_epoch",
     ),
@@ -89,7 +89,7 @@ IN_THE_PACKAGE = {
     ),
     "the saved weights not the averaged ones": (
         "train.py",
-        "copy.deepcopy(averaged.module.state_dict())",
+        "copy.deepcopy(kept.state_dict())",
         "copy.deepcopy(model.state_dict())",
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
@@ -101,8 +101,8 @@ IN_THE_PACKAGE = {
     ),
     "augmentation left on at validation": (
         "train.py",
-        "evaluate(averaged.module, validation)",
-        "evaluate(averaged.module, __import__('dataclasses').replace("
+        "evaluate(kept, validation)",
+        "evaluate(kept, __import__('dataclasses').replace("
         "validation, augment=lambda images: images.roll(2, 2)))",
         "test_train.py::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
     ),

@@ -111,6 +111,16 @@ def test_fit_is_the_textbooks_loop(toy):
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
 
 
+def test_without_averaging_the_weights_of_the_moment_are_judged_and_kept(toy):
+    model = net()
+    history = fit(model, *toy, **SETTINGS | {"averaging": 0.0, "epochs": 2}, augment=0.0)
+    tiny = net()
+    fit(tiny, *toy, **SETTINGS | {"averaging": 1e-30, "epochs": 2}, augment=0.0)
+    assert evaluate(model, toy[1]).accuracy == history.validation_accuracy
+    for found, wanted in zip(model.parameters(), tiny.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are(toy):
     model = net()
     history = fit(model, *toy, **SETTINGS, augment=2.0)
@@ -223,6 +233,8 @@ def test_a_loss_that_is_not_a_number_stops(toy):
         ("label_smoothing", 1.0, "from 0 to below 1, found 1.0"),
         ("averaging", 1.0, "from 0 to below 1, found 1.0"),
         ("augment", -1.0, "at least 0, found -1.0"),
+        ("optimizer", "sgd", "'adamw' or 'muon', found 'sgd'"),
+        ("optimizer", None, "'adamw' or 'muon', found None"),
         ("seed", None, "a whole number of at least 0, found None"),
     ],
 )
@@ -238,7 +250,7 @@ def test_the_default_settings_are_the_arguments_of_fit_and_can_be_meant():
     settings = default_settings()
     assert list(settings) == [
         "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "averaging",
-        "augment", "seed",
+        "augment", "optimizer", "seed",
     ]  # fmt: skip
     check_settings(settings, examples=55_000)
     check_settings(settings | {"learning_rate": np.float64(0.1), "epochs": np.int64(3)}, 55_000)

@@ -8,18 +8,23 @@ from torch.nn import functional as F
 
 
 @cache
-def _bumps(size: int, knots: int) -> torch.Tensor:
-    """Return a (size, knots) matrix whose columns are Gaussian bumps at evenly spaced knots.
+def _basis(height: int, width: int, knots: int, device: torch.device) -> torch.Tensor:
+    """Return what every displacement field is a sum of, float32 of shape (3 + knots^2, H * W).
 
-    Two products with it turn white noise on a coarse knots x knots lattice into a smooth
-    size x size field: the low-rank form of blurring noise with a Gaussian, at a few percent of
-    the cost. Rows are scaled so that every pixel of the field has standard deviation 1.
+    The coordinates x and y from -1 to 1 and the constant 1, of which affine maps are made; then
+    products of two Gaussian bumps at evenly spaced knots: white noise times these is a smooth
+    field, the low-rank form of blurring noise with a Gaussian, at a few percent of the cost. They
+    are scaled so that each pixel of the field has standard deviation 1.
     """
-    pixels = torch.arange(size, dtype=torch.float32)[:, None]
-    centres = torch.linspace(0, size - 1, knots)
-    spacing = (size - 1) / (knots - 1)
-    bumps = torch.exp(-(((pixels - centres) / spacing) ** 2) / 2)
-    return bumps / bumps.norm(dim=1, keepdim=True)
+    bumps = []
+    for size in (height, width):
+        pixels = torch.arange(size, dtype=torch.float32)[:, None]
+        spacing = (size - 1) / (knots - 1)
+        bump = torch.exp(-(((pixels - spacing * torch.arange(knots)) / spacing) ** 2) / 2)
+        bumps.append(bump / bump.norm(dim=1, keepdim=True))
+    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], False)
+    affine = torch.cat([identity.view(-1, 2).T, torch.ones(1, height * width)])
+    return torch.cat([affine, torch.kron(*bumps).T]).to(device)
 
 
 def warp(
@@ -46,21 +51,23 @@ def warp(
     to visual document analysis", ICDAR 2003.
     """
     n, height, width = images.shape
+    pixel = 2 / width  # grid_sample works in coordinates from -1 to 1
+    source = {"generator": generator, "device": generator.device}
 
     def uniform(*shape: int) -> torch.Tensor:
-        return (torch.rand(n, *shape, generator=generator) * 2 - 1) * strength
+        return (torch.rand(n, *shape, **source) * 2 - 1) * strength
 
     angle = uniform() * math.radians(rotation)
     size = 1 + uniform(2) * scale
     slant = uniform() * shear
     rotate = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    stretch = torch.zeros(n, 2, 2)
+    stretch = torch.zeros(n, 2, 2, device=generator.device)
     stretch[:, 0, 0], stretch[:, 1, 1], stretch[:, 0, 1] = size[:, 0], size[:, 1], slant
-    offset = uniform(2, 1) * shift * 2 / width
-    # grid_sample works in coordinates from -1 to 1, so one pixel is 2 / width.
-    grid = F.affine_grid(torch.cat([rotate @ stretch, offset], 2), [n, 1, height, width], False)
+    offset = uniform(2, 1) * shift * pixel
+    noise = torch.randn(n, 2, knots**2, **source) * (strength * elastic * pixel)
 
-    noise = torch.randn(n, 2, knots, knots, generator=generator) * (strength * elastic * 2 / width)
-    field = _bumps(height, knots) @ noise @ _bumps(width, knots).T
-    grid = grid + field.permute(0, 2, 3, 1)
+    # One product makes the field of the whole batch.
+    coefficients = torch.cat([rotate @ stretch, offset, noise], 2).to(images.device)
+    field = coefficients @ _basis(height, width, knots, images.device)
+    grid = field.view(n, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]

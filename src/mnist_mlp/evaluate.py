@@ -128,7 +128,7 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     finally:
         for module, training in modes.items():
             module.training = training
-    return Evaluation(logits, dataset.labels, dataset.classes)
+    return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from mnist_mlp.evaluate import Evaluation, compare
 from mnist_mlp.train import History, check_settings, default_settings
 
 
-def recipe(namespace: Mapping[str, object], examples: int) -> dict[str, int | float]:
+def recipe(namespace: Mapping[str, object], examples: int) -> dict[str, int | float | str]:
     """Return the keyword arguments of `fit` found among a notebook's variables, checked.
 
     `namespace`: the notebook's `globals()`. `examples`: the number of training images. Raises

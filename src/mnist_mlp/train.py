@@ -20,6 +20,7 @@ from tqdm import tqdm
 from mnist_mlp.augment import warp
 from mnist_mlp.data import ImageDataset, epoch_generator, loader
 from mnist_mlp.evaluate import evaluate
+from mnist_mlp.muon import Muon
 
 
 @dataclass
@@ -34,7 +35,7 @@ class History:
     was completed. `interrupted`: whether an interrupt ended it early.
     """
 
-    settings: dict[str, int | float]
+    settings: dict[str, int | float | str]
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     interrupted: bool = False
@@ -62,17 +63,19 @@ def fit(
     label_smoothing: float = 0.0,
     averaging: float = 0.998,
     augment: float = 1.0,
+    optimizer: str = "adamw",
     seed: int = 0,
     progress: bool = True,
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
 
-    AdamW with a one-cycle learning rate that peaks at `learning_rate`; an exponential moving
-    average of the weights with decay `averaging` is what is validated and kept, that of the epoch
-    with the highest validation accuracy. `augment`: strength of the random warps of the training
-    images, 0 for none. `seed` decides the order of the images and their warps; the model brings
-    its own initial weights. Same seed, machine and thread count: same bits. An interrupt ends the
-    training as if it had been planned so.
+    `optimizer`, "adamw" or "muon", has a one-cycle learning rate that peaks at `learning_rate`. An
+    exponential moving average of the weights with decay `averaging`, 0 for none, is what is
+    validated and kept, that of the epoch with the highest validation accuracy. `augment`: strength
+    of the random warps of the training images, 0 for none. `seed` decides the order of the images
+    and their warps; the model brings its own initial weights, and is where the data are. Same
+    seed, machine and thread count: same bits. An interrupt ends the training as if it had been
+    planned so.
 
     Raises TypeError or ValueError for an absurd setting before anything is trained, and
     FloatingPointError if the loss diverges; the model then has its best weights so far.
@@ -82,28 +85,29 @@ def fit(
     """
     settings = {name: value for name, value in locals().items() if name in default_settings()}
     check_settings(settings, len(train))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
-    )
+    optimizer = OPTIMIZERS[optimizer](model, lr=learning_rate, weight_decay=weight_decay)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     steps = epochs * math.ceil(len(train) / batch_size)
-    schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    averaged = AveragedModel(model, multi_avg_fn=partial(_move_average, decay=averaging))
+    schedule = OneCycleLR(optimizer, peaks, total_steps=steps)
+    average = partial(_move_average, decay=averaging)
+    averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
+    kept = averaged.module if averaged else model
     warps = partial(warp, strength=augment) if augment else None
 
     history = History(settings)
-    best = averaged.module.state_dict()  # not a copy: until an epoch is completed, it moves along
+    best = kept.state_dict()  # not a copy: until an epoch is completed, it moves along
     bar = tqdm(total=epochs, desc="Training", unit="epoch", file=sys.stdout, disable=not progress)
     try:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
             batches = loader(train, batch_size, epoch_generator(seed, epoch), warps)
             record = _train_epoch(model, batches, optimizer, schedule, averaged, label_smoothing)
-            judged = evaluate(averaged.module, validation)
+            judged = evaluate(kept, validation)
             record |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
             record |= {"seconds": time.perf_counter() - start}
             history.epochs.append(record)
             if judged.accuracy >= history.validation_accuracy:
-                best, history.best_epoch = copy.deepcopy(averaged.module.state_dict()), epoch
+                best, history.best_epoch = copy.deepcopy(kept.state_dict()), epoch
             progress_now = {"loss": f"{record['loss']:.3f}", "validation": f"{judged.accuracy:.2%}"}
             bar.set_postfix(progress_now, refresh=False)
             bar.update()
@@ -116,12 +120,19 @@ def fit(
     return history
 
 
+def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+
+
+OPTIMIZERS = {"adamw": _adamw, "muon": Muon}
+
+
 def _train_epoch(
     model: nn.Module,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
-    averaged: AveragedModel,
+    averaged: AveragedModel | None,
     label_smoothing: float,
 ) -> dict[str, float]:
     """Pass once over the batches and return the mean loss and accuracy over their examples."""
@@ -140,7 +151,8 @@ def _train_epoch(
         loss.backward()
         optimizer.step()
         schedule.step()
-        averaged.update_parameters(model)
+        if averaged:
+            averaged.update_parameters(model)
         loss_sum += mean_loss * len(labels)
         correct += int((logits.argmax(1) == labels).sum())
         examples += len(labels)
@@ -154,7 +166,7 @@ def _move_average(averages, weights, n_averaged, *, decay: float) -> None:
     torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
-def default_settings() -> dict[str, int | float]:
+def default_settings() -> dict[str, int | float | str]:
     """Return the published recipe: the defaults of `fit`'s keyword arguments but `progress`."""
     arguments = inspect.signature(fit).parameters.values()
     settings = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
@@ -162,7 +174,7 @@ def default_settings() -> dict[str, int | float]:
     return settings
 
 
-def check_settings(settings: dict[str, int | float], examples: int) -> None:
+def check_settings(settings: dict[str, int | float | str], examples: int) -> None:
     """Raise TypeError or ValueError, in one sentence, for settings that cannot be meant.
 
     `settings`: as of `default_settings`. `examples`: the number of training images.
@@ -179,6 +191,7 @@ def check_settings(settings: dict[str, int | float], examples: int) -> None:
         "label_smoothing": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
         "averaging": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
         "augment": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        "optimizer": (str, OPTIMIZERS.__contains__, " or ".join(map(repr, OPTIMIZERS))),
         "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
     }
     for name, value in settings.items():
