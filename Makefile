@@ -37,10 +37,10 @@ lint: setup
 seeds: setup  ## the README's accuracy: five seeds of the default recipe, into a record
 	$(BIN)/python benchmarks/seeds.py
 
-profile: setup  ## where an epoch's time goes, beside the floor: half a minute
+profile: setup  ## where an epoch's time goes, beside the floor: a minute
 	$(BIN)/python benchmarks/where_time_goes.py
 
-scaling: setup  ## seconds and memory against data, width, batch size, threads: five minutes
+scaling: setup  ## seconds and memory against data, width, batch size, threads: two minutes
 	$(BIN)/python benchmarks/scaling.py && $(BIN)/python benchmarks/draw.py
 
 figures: setup  ## draw the records of `make bench` and `make scaling` anew

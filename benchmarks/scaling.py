@@ -1,6 +1,6 @@
 """How training time and memory grow with data, width, batch size and threads.
 
-`make scaling`, about five minutes on two cores; writes `benchmarks/scaling.json` and draws
+`make scaling`, about two minutes on two cores; writes `benchmarks/scaling.json` and draws
 `figures/scaling.png`. Seconds are those of one plain epoch of the default recipe, the median of
 three after a warm-up. More images than MNIST has are warped copies of them.
 """

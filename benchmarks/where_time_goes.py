@@ -1,6 +1,6 @@
 """Say where an epoch of the default recipe goes, plain and augmented, beside its floor.
 
-`make profile`, half a minute; keeps `before` in `benchmarks/where_time_goes.json` and renews
+`make profile`, a minute; keeps `before` in `benchmarks/where_time_goes.json` and renews
 `after`. The floor is the time that an epoch's matrix products would take at the rate of one large
 product, measured in the same process: nothing that computes the same in float32 can be faster.
 """

@@ -9,8 +9,10 @@ class Muon(torch.optim.Optimizer):
 
     A step of Muon moves a matrix by its orthogonalised momentum, so that all directions of its
     gradient count alike: about half as many epochs as AdamW needs, each about twice as long where
-    bfloat16 products are fast (AMX, a GPU), and far longer elsewhere. AdamW's rate is a sixteenth
-    of `lr`. Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    bfloat16 products are fast (AMX, a GPU), and longer elsewhere, for torch's Muon always computes
+    in bfloat16. AdamW's rate is a sixteenth of `lr`.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float):
