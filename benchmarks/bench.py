@@ -199,7 +199,7 @@ def calibrate(folder: str, only: list[str]) -> None:
 
 
 def bench(folder: str, only: list[str]) -> None:
-    """Run every peer in every round, and record the medians."""
+    """Run every peer in every round, and record the medians; with `only`, print them."""
     files = splits(SEEDS, folder)
     calibrated = json.loads(CALIBRATION.read_text())["peers"]
     to_goal, equal, loads = {}, {}, []
@@ -243,7 +243,8 @@ def bench(folder: str, only: list[str]) -> None:
         "equal_settings": equal,
         "machine": machine(),
     }
-    write(RECORD, record)
+    if not only:
+        write(RECORD, record)
     print(table(record))
 
 
@@ -309,7 +310,9 @@ def table(record: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=("bench", "calibrate"), default="bench")
-    parser.add_argument("--only", nargs="*", default=[], help="names of peers.PEERS to run alone")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="names of peers.PEERS to run alone, unrecorded"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "calibrate":

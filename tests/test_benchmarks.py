@@ -85,6 +85,12 @@ def test_a_machine_under_load_says_so(bench, monkeypatch, capsys, tmp_path, load
     assert ("under load" in capsys.readouterr().out) is loaded
 
 
+def test_a_run_of_some_peers_alone_leaves_the_record_as_it_is(bench, capsys, tmp_path):
+    bench.bench(str(tmp_path), ["slow"])
+    assert "| slow | 5,500 | 10.00 |" in capsys.readouterr().out
+    assert not bench.RECORD.exists()
+
+
 def test_a_peer_that_was_not_calibrated_is_not_timed(bench, capsys, tmp_path):
     bench.CALIBRATION.write_text(json.dumps({"peers": {}}))
     bench.bench(str(tmp_path), [])
