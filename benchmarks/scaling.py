@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mnist_mlp.augment import warp
 from mnist_mlp.checkpoint import atomic
-from mnist_mlp.data import ImageDataset, epoch_generator, home, load, loader
+from mnist_mlp.data import ImageDataset, default_root, epoch_generator, load, loader
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.train import fit
 
@@ -110,9 +110,7 @@ def exponent(points: dict) -> float:
 
 def main() -> None:
     """Measure everything and write the record."""
-    os.environ["MNIST_ROOT"] = str(
-        home() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser()
-    )
+    os.environ["MNIST_ROOT"] = str(default_root())  # torchvision's, too
     before = os.getloadavg()[0]
     splits = load("mnist")
     both = (splits.train, splits.validation)

@@ -167,6 +167,11 @@ def home() -> Path:
     return repository if (repository / "pyproject.toml").exists() else Path.cwd()
 
 
+def default_root() -> Path:
+    """Return `$MNIST_ROOT`, else `data/`, both relative to the repository."""
+    return home() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser()
+
+
 def load(
     name: str = "mnist", root: str | Path | None = None, download: bool = True, seed: int = 0
 ) -> Splits:
@@ -184,7 +189,7 @@ def load(
         raise ValueError(f"unknown data set {name!r}: expected 'mnist', 'digits' or 'auto'.")
     if name == "digits":
         return _digits(seed)
-    root = Path(root or home() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser())
+    root = Path(root or default_root())
     try:
         return _mnist(root, download, seed)
     except PermissionError as error:
