@@ -8,7 +8,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: setup notebook lab test lint seeds bench calibrate profile scaling figures
+.PHONY: setup notebook lab test lint seeds ladder bench calibrate profile scaling figures
 
 setup: .venv/.installed
 
@@ -36,6 +36,9 @@ lint: setup
 
 seeds: setup  ## the README's accuracy: five seeds of the default recipe, into a record
 	$(BIN)/python benchmarks/seeds.py
+
+ladder: setup  ## every step from the course project's recipe to the best, into a record: two hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ladder.py
 
 profile: setup  ## where an epoch's time goes, beside the floor: a minute
 	$(BIN)/python benchmarks/where_time_goes.py

@@ -47,8 +47,8 @@ IN_THE_PACKAGE = {
     ),
     "softmax before the cross-entropy loss": (
         "train.py",
-        "F.cross_entropy(logits,",
-        "F.cross_entropy(logits.softmax(1),",
+        "loss_of(logits,",
+        "loss_of(logits.softmax(1),",
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "softmax at the end of the model": (

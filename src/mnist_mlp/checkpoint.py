@@ -36,6 +36,14 @@ def atomic(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+def to_bytes(model: nn.Module) -> bytes:
+    """Return what the model's .pth file holds: its `state_dict`, nothing but tensors."""
+    buffer = io.BytesIO()
+    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
 def save(model: nn.Module, path: str | Path, **card) -> None:
     """Save the model's `state_dict` at `path` and what is known about it in a .json card beside it.
 
@@ -46,13 +54,10 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     is whole all the same, what it was or what it was to be.
     """
     path = Path(path)
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    buffer = io.BytesIO()  # in memory first, for torch does not say that a disk is full
-    torch.save(state, buffer)
-    weights = buffer.getvalue()
+    weights = to_bytes(model)  # in memory first, for torch does not say that a disk is full
     about = {
         "model": type(model).__name__,
-        "parameters": sum(tensor.numel() for tensor in state.values()),
+        "parameters": sum(tensor.numel() for tensor in model.state_dict().values()),
         **card,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -49,7 +49,9 @@ class ImageDataset(Dataset):
 
     `images`: uint8 of shape (N, 28, 28), 0 the background, 255 the ink. `labels`: int64 of shape
     (N,), from 0 to `len(classes) - 1`. `augment`: None, or a function from and to float32 images
-    of shape (N, 28, 28) on the scale from 0 to 1. Raises ValueError if these do not fit together.
+    of shape (N, 28, 28) on the scale from 0 to 1. `answers`: None, or a teacher's logits, float of
+    shape (N, classes), to be learned in place of the labels. Raises ValueError if these do not fit
+    together.
     """
 
     images: torch.Tensor
@@ -58,6 +60,7 @@ class ImageDataset(Dataset):
     mean: float = MEAN
     std: float = STD
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+    answers: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.shape[1:] != (28, 28):
@@ -72,6 +75,10 @@ class ImageDataset(Dataset):
         if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             found = f"{int(self.labels.min())} to {int(self.labels.max())}"
             raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}, found {found}.")
+        expected = (len(self), len(self.classes))
+        if self.answers is not None and self.answers.shape != expected:
+            found = f"answers of shape {tuple(self.answers.shape)}"
+            raise ValueError(f"a teacher's answers must have the shape {expected}, found {found}.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,8 +88,10 @@ class ImageDataset(Dataset):
         images, labels = self.__getitems__([index])
         return images[0], int(labels[0])
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """Return a preprocessed batch: float32 of shape (N, 784) and int64 of shape (N,).
+
+        With `answers` these are the third element, float32 of shape (N, classes).
 
         Bit for bit what torchvision's `ToTensor`, `Normalize((mean,), (std,))` and `flatten` give
         image by image (without `augment`), in four operations for the whole batch.
@@ -93,7 +102,10 @@ class ImageDataset(Dataset):
         if self.augment is not None:
             images = self.augment(images)
         images = images.sub_(self.mean).div_(self.std)  # normalise
-        return images.flatten(1), self.labels.index_select(0, indices)  # flatten
+        batch = images.flatten(1), self.labels.index_select(0, indices)  # flatten
+        if self.answers is None:
+            return batch
+        return *batch, self.answers.index_select(0, indices).float()
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set on a device, say "cuda", for a model that is there."""

@@ -1,5 +1,7 @@
 """The Muon optimiser for the matrices of a network, AdamW for the rest."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -8,25 +10,47 @@ class Muon(torch.optim.Optimizer):
     """Muon for the model's weight matrices but the last; fused AdamW for the last and the biases.
 
     A step of Muon moves a matrix by its orthogonalised momentum, so that all directions of its
-    gradient count alike: about half as many epochs as AdamW needs, each about twice as long where
-    bfloat16 products are fast (AMX, a GPU), and longer elsewhere, for torch's Muon always computes
-    in bfloat16. AdamW's rate is a sixteenth of `lr`.
+    gradient count alike: it learns about twice as much in an epoch as AdamW does. A convolution
+    counts as the matrix of its filters. AdamW's rate is a sixteenth of `lr`.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float):
-        matrices = [p for p in model.parameters() if p.ndim == 2][:-1]
-        rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-        self.parts = (
-            # Three iterations of Newton-Schulz learn as well here as the usual five.
-            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, ns_steps=3),
-            torch.optim.AdamW(rest, lr=lr / 16, weight_decay=weight_decay, fused=True),
-        )
-        groups = [group for part in self.parts for group in part.param_groups]
-        super().__init__(groups, {"momentum": 0.95})  # shared: a schedule moves those of the parts
+        *matrices, last = [p for p in model.parameters() if p.ndim >= 2]
+        rest = [last, *(p for p in model.parameters() if p.ndim < 2)]
+        self.rest = torch.optim.AdamW(rest, lr=lr / 16, weight_decay=weight_decay, fused=True)
+        muon = {"params": matrices, "lr": lr, "weight_decay": weight_decay}
+        # Sharing AdamW's group: a schedule that moves ours moves its.
+        super().__init__([muon, *self.rest.param_groups], {"momentum": 0.95})
 
+    @torch.no_grad()
     def step(self) -> None:
         """Move the weights by their gradients."""
-        for part in self.parts:
-            part.step()
+        group = self.param_groups[0]
+        rate, momentum = group["lr"], group["momentum"]
+        for weights in group["params"]:
+            moving = self.state[weights].setdefault("momentum", torch.zeros_like(weights))
+            moving.lerp_(weights.grad, 1 - momentum)
+            ahead = weights.grad.lerp(moving, momentum).flatten(1)  # Nesterov's momentum
+            tall = math.sqrt(max(1, ahead.shape[0] / ahead.shape[1]))
+            weights.mul_(1 - rate * group["weight_decay"])
+            weights.add_(orthogonalised(ahead).view_as(weights), alpha=-rate * tall)
+        self.rest.step()
+
+
+def orthogonalised(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
+    """Return about U V^T of the matrix's singular value decomposition U S V^T, in its own dtype.
+
+    By Newton-Schulz iteration: three learn as well here as the usual five. Unlike in
+    `torch.optim.Muon`, which always turns to bfloat16, a hundred times slower on a processor that
+    has no such products, they are of the precision of `torch.set_float32_matmul_precision`.
+    """
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
+    return x if wide else x.T

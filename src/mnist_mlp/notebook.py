@@ -5,6 +5,9 @@ import html
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean, stdev
+
+import torch
 
 from mnist_mlp.data import Splits, home
 from mnist_mlp.evaluate import Evaluation, compare
@@ -129,6 +132,46 @@ def _verdict(low: float, high: float) -> str:
     if low > 0:
         return "better"
     return "worse" if high < 0 else "not told apart"
+
+
+def ladder_table(record: dict) -> str:
+    """Return the rungs of `benchmarks/ladder.json` as a Markdown table, each beside another.
+
+    Mean and standard deviation over the seeds; the difference to the rung that it is a step from,
+    with the p-values of a t-test paired over the seeds and of McNemar's on the images of seed 0.
+    """
+    from scipy.stats import ttest_rel
+
+    lines = [
+        "| rung | test accuracy | validation | seconds | step from | points | p, seeds "
+        "| p, images of seed 0 |",
+        "|:--|--:|--:|--:|:--|--:|--:|--:|",
+    ]
+    n = record["test_images"]
+    for name, rung in record["rungs"].items():
+        accuracy = [run["test_correct"] / n for run in rung["runs"]]
+        validation = mean(run["validation_accuracy"] for run in rung["runs"])
+        seconds = mean(run["training_seconds"] for run in rung["runs"])
+        compared = " | | | "
+        if before := rung["step_from"]:
+            others = record["rungs"][before]["runs"]
+            earlier = [run["test_correct"] / n for run in others]
+            p_seeds = ttest_rel(accuracy, earlier).pvalue
+            images = compare(*(right(run, n) for run in (others[0], rung["runs"][0])))
+            points = 100 * (mean(accuracy) - mean(earlier))
+            compared = f"{before} | {points:+.2f} | {p_seeds:.1g} | {images.p_value:.1g}"
+        lines.append(
+            f"| {name} | {mean(accuracy):.2%} ± {100 * stdev(accuracy):.2f} "
+            f"| {validation:.2%} | {seconds:.0f} | {compared} |"
+        )
+    return "\n".join(lines)
+
+
+def right(run: dict, images: int) -> torch.Tensor:
+    """Return which test images a run of `benchmarks/ladder.json` has right, bool of shape (N,)."""
+    correct = torch.ones(images, dtype=torch.bool)
+    correct[run["test_wrong"]] = False
+    return correct
 
 
 runs = RunLog()  # here and not in the notebook, so that "Run all cells" does not forget them

@@ -217,3 +217,55 @@ def probabilities(
     picture.imshow(image.numpy(), cmap="gray_r", vmin=0)
     picture.set_axis_off()
     return ax
+
+
+def ladder(
+    rungs: Mapping[str, Sequence[float]],
+    published: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw each rung's test errors, a dot a seed, with their mean and standard deviation.
+
+    `rungs`: name -> test accuracies, from 0 to 1, from the top down. `published`: those of others,
+    drawn as lines.
+    """
+    ax = _axes(ax, 9.5, 0.9 + 0.5 * len(rungs))
+    low, high = min(map(min, rungs.values())), max(map(max, rungs.values()))
+    for i, accuracies in enumerate(rungs.values()):
+        errors = 100 * (1 - np.asarray(accuracies))
+        ax.plot(errors, np.full(len(errors), i), "o", color=BLUE, alpha=0.45, markersize=6)
+        ax.plot(errors.mean(), i, "|", color=BLUE, markersize=22, markeredgewidth=2.5)
+        words = f"{100 - errors.mean():.2f}% ± {errors.std(ddof=1):.2f}"
+        ax.text(1.02, i, words, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
+    for name, accuracy in (published or {}).items():
+        ax.axvline(100 * (1 - accuracy), color=GREY, linestyle="--", linewidth=1, zorder=0)
+        ax.text(100 * (1 - accuracy), -0.75, name, ha="center", va="bottom", fontsize=8.5)
+    ax.set_xscale("log")
+    ax.set(xlim=(130 * (1 - low), 70 * (1 - high)), ylim=(len(rungs) - 0.5, -0.6))
+    ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5) if 70 * (1 - high) < t]
+    ax.set_xticks(ticks, [f"{t:g}%" for t in ticks])
+    ax.minorticks_off()
+    ax.set_xlim(130 * (1 - low), 70 * (1 - high))
+    ax.set_yticks(range(len(rungs)), list(rungs))
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("test error (log scale)")
+    return ax
+
+
+def heat_map(
+    errors: np.ndarray, rows: Sequence[str], columns: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Draw shares, from 0 to 1 and of shape (rows, columns), as percentages on a colour each."""
+    ax = _axes(ax, 0.72 * len(columns) + 2, 0.42 * len(rows) + 1.6)
+    shades = np.sqrt(errors)  # tells the small ones apart
+    ax.imshow(shades, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    for (row, column), error in np.ndenumerate(errors):
+        colour = "white" if error > 0.5 else "black"
+        words = f"{100 * error:.1f}" if error < 0.1 else f"{100 * error:.0f}"
+        ax.text(column, row, words, ha="center", va="center", color=colour, fontsize=9)
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), rows)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax

@@ -5,7 +5,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
@@ -13,12 +13,13 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mnist_mlp.augment import warp
 from mnist_mlp.data import ImageDataset, epoch_generator, loader
+from mnist_mlp.distill import soft_loss
 from mnist_mlp.evaluate import evaluate
 from mnist_mlp.muon import Muon
 
@@ -53,7 +54,7 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: ImageDataset,
+    train: ImageDataset | Sequence[ImageDataset],
     validation: ImageDataset,
     *,
     epochs: int = 45,
@@ -65,6 +66,9 @@ def fit(
     augment: float = 1.0,
     optimizer: str = "adamw",
     seed: int = 0,
+    schedule: str = "one-cycle",
+    elastic: float = 1.0,
+    temperature: float = 4.0,
     progress: bool = True,
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
@@ -72,10 +76,14 @@ def fit(
     `optimizer`, "adamw" or "muon", has a one-cycle learning rate that peaks at `learning_rate`. An
     exponential moving average of the weights with decay `averaging`, 0 for none, is what is
     validated and kept, that of the epoch with the highest validation accuracy. `augment`: strength
-    of the random warps of the training images, 0 for none. `seed` decides the order of the images
-    and their warps; the model brings its own initial weights, and is where the data are. Same
-    seed, machine and thread count: same bits. An interrupt ends the training as if it had been
-    planned so.
+    of the random warps of the training images, 0 for none; `elastic`: of their elastic part.
+    `seed` decides the order of the images and their warps; the model brings its own initial
+    weights, and is where the data are. Same seed, machine and thread count: same bits. An interrupt
+    ends the training as if it had been planned so.
+
+    `train`: a data set, or several that take turns, an epoch each. If it has a teacher's answers
+    (see `distill.lessons`), these are learned in place of the labels, both tempered by
+    `temperature`. `schedule`: "one-cycle" or "constant".
 
     Raises TypeError or ValueError for an absurd setting before anything is trained, and
     FloatingPointError if the loss diverges; the model then has its best weights so far.
@@ -83,16 +91,21 @@ def fit(
     Topin, "Super-convergence", 2018; Polyak & Juditsky, "Acceleration of stochastic approximation
     by averaging", 1992.
     """
-    settings = {name: value for name, value in locals().items() if name in default_settings()}
-    check_settings(settings, len(train))
+    extras, named = default_settings(extras=True), default_settings()
+    settings = {k: v for k, v in locals().items() if k in named or extras.get(k, v) != v}
+    turns = [train] if isinstance(train, ImageDataset) else train
+    check_settings(settings, min(map(len, turns)))
+    loss_of = partial(F.cross_entropy, label_smoothing=label_smoothing)
+    if turns[0].answers is not None:
+        loss_of = partial(soft_loss, temperature=temperature)
     optimizer = OPTIMIZERS[optimizer](model, lr=learning_rate, weight_decay=weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = epochs * math.ceil(len(train) / batch_size)
-    schedule = OneCycleLR(optimizer, peaks, total_steps=steps)
+    steps = sum(math.ceil(len(turns[e % len(turns)]) / batch_size) for e in range(epochs))
+    schedule = SCHEDULES[schedule](optimizer, peaks, steps)
     average = partial(_move_average, decay=averaging)
     averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
     kept = averaged.module if averaged else model
-    warps = partial(warp, strength=augment) if augment else None
+    warps = partial(warp, strength=augment, elastic=elastic) if augment else None
 
     history = History(settings)
     best = kept.state_dict()  # not a copy: until an epoch is completed, it moves along
@@ -100,8 +113,9 @@ def fit(
     try:
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
-            batches = loader(train, batch_size, epoch_generator(seed, epoch), warps)
-            record = _train_epoch(model, batches, optimizer, schedule, averaged, label_smoothing)
+            lesson = turns[(epoch - 1) % len(turns)]
+            batches = loader(lesson, batch_size, epoch_generator(seed, epoch), warps)
+            record = _train_epoch(model, batches, optimizer, schedule, averaged, loss_of)
             judged = evaluate(kept, validation)
             record |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
             record |= {"seconds": time.perf_counter() - start}
@@ -125,6 +139,11 @@ def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam
 
 
 OPTIMIZERS = {"adamw": _adamw, "muon": Muon}
+SCHEDULES = {
+    "one-cycle": lambda optimizer, peaks, steps: OneCycleLR(optimizer, peaks, total_steps=steps),
+    "constant": lambda optimizer, peaks, steps: LambdaLR(optimizer, lambda step: 1.0),
+}
+EXTRAS = ("schedule", "elastic", "temperature")  # only recorded where they are not the defaults
 
 
 def _train_epoch(
@@ -133,14 +152,14 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     averaged: AveragedModel | None,
-    label_smoothing: float,
+    loss_of: Callable[..., torch.Tensor],
 ) -> dict[str, float]:
     """Pass once over the batches and return the mean loss and accuracy over their examples."""
     model.train()
     loss_sum = correct = examples = 0
-    for step, (images, labels) in enumerate(batches, 1):
+    for step, (images, labels, *answers) in enumerate(batches, 1):
         logits = model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = loss_of(logits, *answers or [labels])
         mean_loss = loss.item()
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
@@ -166,12 +185,15 @@ def _move_average(averages, weights, n_averaged, *, decay: float) -> None:
     torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
-def default_settings() -> dict[str, int | float | str]:
-    """Return the published recipe: the defaults of `fit`'s keyword arguments but `progress`."""
+def default_settings(extras: bool = False) -> dict[str, int | float | str]:
+    """Return the published recipe: the defaults of `fit`'s keyword arguments but `progress`.
+
+    Or, of these, the `extras`, which the published recipe leaves as they are.
+    """
     arguments = inspect.signature(fit).parameters.values()
     settings = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
     del settings["progress"]
-    return settings
+    return {k: v for k, v in settings.items() if (k in EXTRAS) == extras}
 
 
 def check_settings(settings: dict[str, int | float | str], examples: int) -> None:
@@ -192,6 +214,9 @@ def check_settings(settings: dict[str, int | float | str], examples: int) -> Non
         "averaging": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
         "augment": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
         "optimizer": (str, OPTIMIZERS.__contains__, " or ".join(map(repr, OPTIMIZERS))),
+        "schedule": (str, SCHEDULES.__contains__, " or ".join(map(repr, SCHEDULES))),
+        "elastic": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        "temperature": (Real, lambda v: 0 < v < math.inf, "a number above 0"),
         "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
     }
     for name, value in settings.items():
