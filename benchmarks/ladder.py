@@ -18,7 +18,8 @@ from mnist_mlp import checkpoint, distill, model
 from mnist_mlp.corrupt import CORRUPTIONS, corrupt
 from mnist_mlp.data import home, load
 from mnist_mlp.evaluate import evaluate
-from mnist_mlp.sweep import VERSION, run_name, sweep
+from mnist_mlp.run import VERSION, run_name
+from mnist_mlp.sweep import sweep
 
 RECORDS = Path(__file__).with_suffix("")
 LESSONS = {"file": "data/lessons.pth", "copies": 24, "teachers": 2}

@@ -130,3 +130,17 @@ def test_the_interval_of_a_comparison_holds_the_truth_19_times_in_20():
 def test_models_judged_on_different_images_are_not_compared():
     with pytest.raises(ValueError, match="same images, found 2 and 3"):
         compare(torch.ones(2).bool(), torch.ones(3).bool())
+
+
+def test_the_temperature_undoes_a_too_sure_model():
+    """Labels drawn from known probabilities, logits three times too large: found by a grid too."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 10, generator=generator)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    sure = Evaluation(3 * logits, labels, tuple("0123456789"))
+    grid = torch.linspace(2, 4, 401)
+    losses = [float(torch.nn.functional.cross_entropy(3 * logits / t, labels)) for t in grid]
+    assert sure.temperature() == pytest.approx(float(grid[np.argmin(losses)]), abs=0.01)
+    scaled = sure.scaled(sure.temperature())
+    assert torch.equal(scaled.predicted, sure.predicted)
+    assert scaled.calibration()["ece"] < 0.02 < 0.2 < sure.calibration()["ece"]

@@ -117,3 +117,26 @@ def test_an_axes_that_is_given_is_drawn_on_and_returned(evaluation):
     assert plots.reliability_curve(evaluation, axes[4]) is axes[4]
     assert plots.probabilities(torch.zeros(28, 28), torch.ones(3) / 3, CLASSES, axes[5]) is axes[5]
     assert plt.get_fignums() == [figure.number]
+
+
+def test_the_ladder_shows_every_seed_and_their_mean():
+    rungs = {"a": [0.98, 0.97], "b": [0.99, 0.992]}
+    ax = plots.ladder(rungs, {"others": 0.995})
+    dots, bars = ax.lines[0:4:2], ax.lines[1:4:2]
+    for y, (line, bar, accuracies) in enumerate(zip(dots, bars, rungs.values(), strict=True)):
+        assert line.get_xdata() == pytest.approx(100 * (1 - np.array(accuracies)))
+        assert bar.get_xdata() == pytest.approx([100 * (1 - np.mean(accuracies))])
+        assert set(line.get_ydata()) == {y}
+    assert texts(ax) == ["97.50% ± 0.71", "99.10% ± 0.14", "others"]
+    assert ax.lines[4].get_xdata() == pytest.approx([0.5, 0.5])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+    left, right = ax.get_xlim()
+    assert left > 3 > 0.8 > right  # the better, the further to the right
+
+
+def test_a_heat_map_writes_each_share_in_its_place():
+    ax = plots.heat_map(np.array([[0.012, 0.3], [0.9, 0.0999]]), ["a", "b"], ["x", "y"])
+    found = {(text.get_position(), text.get_text()) for text in ax.texts}
+    assert found == {((0, 0), "1.2"), ((1, 0), "30"), ((0, 1), "90"), ((1, 1), "10.0")}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]

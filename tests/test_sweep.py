@@ -13,7 +13,7 @@ import torch
 from mnist_mlp import checkpoint, data, distill, sweep, train
 from mnist_mlp.evaluate import evaluate
 from mnist_mlp.model import ConvNet, EnhancedNet
-from mnist_mlp.sweep import run_name
+from mnist_mlp.run import run_name
 
 QUICK = {"dataset": "digits", "epochs": 2, "batch_size": 64}
 

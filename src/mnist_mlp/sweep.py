@@ -4,18 +4,15 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from mnist_mlp import checkpoint, data, distill, model, train
-
-DATA = {"dataset": "mnist", "model": "EnhancedNet", "lessons": ""}
-MODELS = {"EnhancedNet": model.EnhancedNet, "ConvNet": model.ConvNet}
-VERSION = {"record": 1, "torch": str(torch.__version__)}
+from mnist_mlp.checkpoint import atomic
+from mnist_mlp.run import VERSION, complete, run_name, train_run
 
 
 def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
@@ -27,53 +24,27 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     it was. As many at a time as the processors hold with `threads` each, or as `cluster` has.
     Raises TypeError or ValueError for an unknown field or an absurd value before the first run.
     """
-    known = DATA | train.default_settings(extras=True) | train.default_settings()
-    for name in {name for run in runs for name in run} - known.keys():
-        raise ValueError(f"unknown field {name!r} in a run, expected one of {', '.join(known)}.")
-    named = {Path(folder) / f"{run_name(run)}.json": known | run for run in runs}
-    for run in named.values():
-        train.check_settings({k: v for k, v in run.items() if k not in DATA}, examples=55_000)
-        if run["model"] not in MODELS:
-            expected = " or ".join(map(repr, MODELS))
-            raise ValueError(f"model must be {expected}, found {run['model']!r}.")
+    named = {Path(folder) / f"{run_name(run)}.json": complete(run) for run in runs}
     done = {path: _read(path, run) for path, run in named.items() if path.exists()}
     todo = {path: run for path, run in named.items() if not done.get(path)}
     workers = Parallel(max(1, os.cpu_count() // threads), return_as="generator_unordered")
     trained = workers(delayed(_train)(path, run, threads) for path, run in todo.items())
     start, total = len(named) - len(todo), len(named)
     for path, record, weights in tqdm(trained, "Sweep", total, initial=start, file=sys.stdout):
-        with checkpoint.atomic(path.with_suffix(".pth")) as file:
+        with atomic(path.with_suffix(".pth")) as file:
             file.write_bytes(weights)
-        with checkpoint.atomic(path) as file:  # last: a record says that its weights are there
+        with atomic(path) as file:  # last: a record says that its weights are there
             file.write_text(json.dumps(record, indent=1) + "\n")
         done[path] = record
     return [done[path] for path in named]
 
 
-def run_name(run: dict) -> str:
-    """Return the name of a run's files: its model, a digest of its whole recipe, its seed."""
-    run = DATA | train.default_settings(extras=True) | train.default_settings() | run
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-    return f"{run['model']}-{digest[:12]}-{run['seed']}"
-
-
 def _train(path: Path, run: dict, threads: int) -> tuple[Path, dict, bytes]:
-    torch.set_num_threads(threads)
-    digits, arguments = data.load(run["dataset"], download=False), dict(run)
-    lessons, kind = [arguments.pop(name) for name in DATA][:0:-1]
-    torch.manual_seed(run["seed"])
-    network = MODELS[kind](len(digits.train.classes))
-    learn = distill.load(lessons, digits.train) if lessons else digits.train
-    history = train.fit(network, learn, digits.validation, **arguments, progress=False)
-    weights = checkpoint.to_bytes(network)
-    record = {"run": run, "version": VERSION, "threads": threads, "seconds": history.seconds}
-    record |= {"sha256": hashlib.sha256(weights).hexdigest(), "best_epoch": history.best_epoch}
-    record |= {"validation_accuracy": history.validation_accuracy, "epochs": history.epochs}
-    return path, record, weights
+    return path, *train_run(run, threads)
 
 
 def _read(path: Path, run: dict) -> dict | None:
-    """Return the run's record, or None where it or its weights are not whole: then say why."""
+    """Return the run's record, or None where it or its weights are of no use: then say why."""
     try:
         record = json.loads(path.read_text())
         sha256 = hashlib.sha256(path.with_suffix(".pth").read_bytes()).hexdigest()
@@ -86,7 +57,7 @@ def _read(path: Path, run: dict) -> dict | None:
 
 
 @contextmanager
-def cluster(address: str):
+def cluster(address: str) -> Iterator:
     """Yield the client of the Dask cluster whose scheduler is at `address`: `sweep` runs there.
 
     Raises ConnectionError if no scheduler answers there within ten seconds.

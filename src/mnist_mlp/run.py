@@ -1,0 +1,61 @@
+"""One run of a sweep: what it is, what it is called, how it is trained."""
+
+import hashlib
+import json
+
+import torch
+
+from mnist_mlp import checkpoint, data, distill, model, train
+
+DATA = {"dataset": "mnist", "model": "EnhancedNet", "lessons": ""}
+MODELS = {"EnhancedNet": model.EnhancedNet, "ConvNet": model.ConvNet}
+VERSION = {"record": 1, "torch": str(torch.__version__)}
+
+
+def complete(run: dict) -> dict:
+    """Return the run with every field that it does not name as in the published recipe.
+
+    Raises TypeError or ValueError for an unknown field or an absurd value.
+    """
+    whole = DATA | train.default_settings(extras=True) | train.default_settings()
+    for name in run.keys() - whole.keys():
+        raise ValueError(f"unknown field {name!r} in a run, expected one of {', '.join(whole)}.")
+    whole |= run
+    if whole["model"] not in MODELS:
+        expected = " or ".join(map(repr, MODELS))
+        raise ValueError(f"model must be {expected}, found {whole['model']!r}.")
+    train.check_settings(_settings(whole), examples=55_000)
+    return whole
+
+
+def run_name(run: dict) -> str:
+    """Return the name of a run's files: its model, a digest of its whole recipe, its seed."""
+    run = complete(run)
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    return f"{run['model']}-{digest[:12]}-{run['seed']}"
+
+
+def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
+    """Train a complete run; return its record and the content of its weights' file."""
+    torch.set_num_threads(threads)
+    digits = data.load(run["dataset"], download=False)
+    torch.manual_seed(run["seed"])
+    network = MODELS[run["model"]](len(digits.train.classes))
+    learn = distill.load(run["lessons"], digits.train) if run["lessons"] else digits.train
+    history = train.fit(network, learn, digits.validation, **_settings(run), progress=False)
+    weights = checkpoint.to_bytes(network)
+    record = {
+        "run": run,
+        "version": VERSION,
+        "threads": threads,
+        "validation_accuracy": history.validation_accuracy,
+        "best_epoch": history.best_epoch,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "seconds": history.seconds,
+        "epochs": history.epochs,
+    }
+    return record, weights
+
+
+def _settings(run: dict) -> dict:
+    return {name: value for name, value in run.items() if name not in DATA}
