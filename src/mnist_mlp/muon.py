@@ -43,7 +43,7 @@ def orthogonalised(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return about U V^T of the matrix's singular value decomposition U S V^T, in its own dtype.
 
     By Newton-Schulz iteration: three learn as well here as the usual five. Unlike in
-    `torch.optim.Muon`, which always turns to bfloat16, a hundred times slower on a processor that
+    `torch.optim.Muon`, which always turns to bfloat16, far slower on a processor that
     has no such products, they are of the precision of `torch.set_float32_matmul_precision`.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
