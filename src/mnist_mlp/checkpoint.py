@@ -57,7 +57,7 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     weights = to_bytes(model)  # in memory first, for torch does not say that a disk is full
     about = {
         "model": type(model).__name__,
-        "parameters": sum(tensor.numel() for tensor in model.state_dict().values()),
+        "parameters": sum(tensor.numel() for tensor in model.parameters()),
         **card,
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
