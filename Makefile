@@ -8,7 +8,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: setup notebook lab test lint seeds ladder bench calibrate profile scaling figures
+.PHONY: setup notebook lab test lint page seeds ladder bench calibrate profile scaling figures
 
 setup: .venv/.installed
 
@@ -33,6 +33,9 @@ test: setup  ## unit tests, and the notebook's committed outputs against a fresh
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+page: setup  ## web/index.html from the best weights
+	$(BIN)/python web/build.py
 
 seeds: setup  ## the README's accuracy: five seeds of the default recipe, into a record
 	$(BIN)/python benchmarks/seeds.py

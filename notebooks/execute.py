@@ -62,6 +62,7 @@ def execute(path: Path) -> Path:
         resources={"metadata": {"path": path.parent}},
         coalesce_streams=True,  # of a progress bar, keep the last state
         record_timing=False,
+        store_widget_state=False,
         extra_arguments=["--log-level=ERROR"],
         on_cell_start=announce,
     ).execute()

@@ -47,8 +47,8 @@ IN_THE_PACKAGE = {
     ),
     "softmax before the cross-entropy loss": (
         "train.py",
-        "loss_of(logits,",
-        "loss_of(logits.softmax(1),",
+        "loss_of(logits.float(),",
+        "loss_of(logits.softmax(1).float(),",
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "softmax at the end of the model": (
@@ -111,6 +111,18 @@ IN_THE_PACKAGE = {
         "epoch_generator(seed, epoch)",
         "epoch_generator(seed, 1)",
         "test_train.py::test_fit_is_the_textbooks_loop",
+    ),
+    "a picture centred by its box and not by its mass": (
+        "images.py",
+        "round(13.5 - centre)",
+        "(28 - side) // 2",
+        "test_images.py::test_its_box_is_20_and_its_centre_of_mass_the_middle",
+    ),
+    "a folder's digits numbered from 0 whatever they are": (
+        "others.py",
+        "if set(names) <= set(ImageDataset.classes) else names",
+        "if len(names) == 10 else names",
+        "test_siblings.py::test_a_folder_of_some_digits_has_the_classes_of_all_ten",
     ),
     "validation images left in training": (
         "data.py",

@@ -45,17 +45,6 @@ def tagged(notebook, tag):
 # What nbval does not see
 
 
-def test_the_committed_outputs_are_one_clean_run_from_top_to_bottom(committed):
-    cells = code_cells(committed)
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert sum(bool(cell.outputs) for cell in cells) >= len(cells) - 3  # imports, settings, a sweep
-    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-    assert not [o for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
-    assert "widgets" not in committed.metadata
-    assert "papermill" not in committed.metadata
-    assert "NOT MNIST" not in str(cells)
-
-
 def test_a_cell_whose_output_is_not_compared_asserts_something(committed):
     ignored = tagged(committed, "nbval-ignore-output")
     assert ignored
@@ -106,13 +95,6 @@ def test_the_committed_figure_is_of_the_committed_weights(committed, mnist, name
     new, old = (plt.imread(path) for path in (tmp_path / "new.png", ROOT / f"figures/{name}.png"))
     assert new.shape == old.shape
     assert abs(new - old).mean() < 0.001
-
-
-def test_the_notebook_only_calls(committed):
-    for cell in code_cells(committed):
-        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
-        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda}
-        assert len(cell.source.splitlines()) <= 14
 
 
 def test_the_test_set_is_not_evaluated_before_its_section(committed):

@@ -254,3 +254,30 @@ def test_the_default_settings_are_the_arguments_of_fit_and_can_be_meant():
     ]  # fmt: skip
     check_settings(settings, examples=55_000)
     check_settings(settings | {"learning_rate": np.float64(0.1), "epochs": np.int64(3)}, 55_000)
+
+
+def test_in_bfloat16_it_learns_as_well_and_is_validated_in_float32(toy):
+    model = net()
+    history = fit(model, *toy, **SETTINGS | {"epochs": 20}, precision="bfloat16")
+    exact = fit(net(), *toy, **SETTINGS | {"epochs": 20})
+    assert history.settings["precision"] == "bfloat16"
+    assert [e["loss"] for e in history.epochs] != [e["loss"] for e in exact.epochs]
+    for learned in (history, exact):
+        assert learned.epochs[-1]["loss"] < learned.epochs[0]["loss"] / 3
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    judged = evaluate(model, toy[1])
+    assert judged.logits.dtype == torch.float32
+    assert judged.accuracy == history.validation_accuracy
+
+
+def test_with_noise_the_images_learned_from_are_disturbed_and_those_validated_are_not(toy):
+    settings = SETTINGS | {"augment": 0.0}
+    plain, noisy = (fit(net(), *toy, **settings, noise=noise) for noise in (0.0, 1.0))
+    assert "noise" not in plain.settings
+    assert noisy.epochs[0]["loss"] != plain.epochs[0]["loss"]
+    model = net()
+    history = fit(model, *toy, **settings, noise=1.0)
+    assert evaluate(model, toy[1]).accuracy == history.validation_accuracy
+    for setting in ({"noise": 1.5}, {"noise": -0.1}, {"precision": "float16"}):
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            fit(net(), *toy, **SETTINGS, **setting)

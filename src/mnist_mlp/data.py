@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mnist_mlp.images import centre
-
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
 
 # Size in bytes and SHA-256 of the four extracted files. torchvision only checks that they exist.
@@ -191,17 +189,20 @@ def load(
 
     `name`: "mnist" (55,000 / 5,000 / 10,000 images, the validation set stratified and drawn with
     `seed` from the training files); "digits" (scikit-learn's embedded 1,797, no network needed);
-    or "auto" (MNIST if it is there or can be downloaded, else the digits). `root`: the folder that
-    holds `MNIST/raw/`; else `$MNIST_ROOT`, else `data/`, both relative to the repository.
+    "auto" (MNIST if it is there or can be downloaded, else the digits); one of torchvision's
+    siblings "fashion", "kmnist", "qmnist", "emnist-digits" and "usps"; or the path of a folder
+    that holds a folder of pictures for each class, which `images.to_mnist` prepares: a fifth of
+    them are for the test. `root`: the folder that holds `MNIST/raw/`; else `$MNIST_ROOT`, else
+    `data/`, both relative to the repository.
 
-    Raises ValueError for an unknown name or a damaged file, FileNotFoundError if MNIST is neither
-    there nor to be downloaded, OSError for a file that cannot be read or written.
+    Raises ValueError for an unknown name or a damaged file, FileNotFoundError if the data set is
+    neither there nor to be downloaded, OSError for a file that cannot be read or written.
     """
-    if name not in ("mnist", "digits", "auto"):
-        raise ValueError(f"unknown data set {name!r}: expected 'mnist', 'digits' or 'auto'.")
-    if name == "digits":
-        return _digits(seed)
     root = Path(root or default_root())
+    if name not in ("mnist", "auto"):
+        from mnist_mlp import others  # here, since it needs this module, and time
+
+        return others.load(name, root, download, seed)
     try:
         return _mnist(root, download, seed)
     except PermissionError as error:
@@ -211,11 +212,11 @@ def load(
             raise
         why = f"These are scikit-learn's 1,797 small digits, NOT MNIST. {error}"
         warnings.warn(why, stacklevel=2)
-        return replace(_digits(seed), note=why)
+        return replace(load("digits", seed=seed), note=why)
 
 
-def _split(name: str, learn: ImageDataset, test: ImageDataset, seed: int) -> Splits:
-    """Hold a twelfth of what is there to learn from out for validation."""
+def split(name: str, learn: ImageDataset, test: ImageDataset, seed: int) -> Splits:
+    """Return the splits with a twelfth of what is there to learn from held out for validation."""
     train, validation = hold_out(learn.labels, every=12, seed=seed)
     return Splits(name, learn.subset(train), learn.subset(validation), test)
 
@@ -228,27 +229,30 @@ def _mnist(root: Path, download: bool, seed: int) -> Splits:
             raise FileNotFoundError(
                 f"MNIST is not there: {raw} lacks {', '.join(missing)}. {REMEDY}"
             )
-        _download(root)
+        fetch(root)
     files = [_read(raw / name, *expected) for name, expected in MNIST_FILES.items()]
     learn, test = (
         ImageDataset(images[16:].view(-1, 28, 28), labels[8:].long())  # behind the files' headers
         for images, labels in (files[:2], files[2:])
     )
-    return _split("mnist", learn, test, seed)
+    return split("mnist", learn, test, seed)
 
 
-def _download(root: Path) -> None:
-    """Let torchvision fetch what is missing; FileNotFoundError if no mirror gives it."""
-    from torchvision.datasets import MNIST
+def fetch(root: Path, kind: str = "MNIST", **arguments):
+    """Let a class of torchvision's fetch what is missing; return its data set.
+
+    Raises FileNotFoundError if no mirror gives it.
+    """
+    from torchvision import datasets
 
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none: a silent mirror hangs
     try:
-        MNIST(root, download=True)
+        return getattr(datasets, kind)(root, **{"download": True} | arguments)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
-            f"MNIST is not in {root} and could not be downloaded ({reason}). {REMEDY}"
+            f"{kind} is not in {root} and could not be downloaded ({reason}). {REMEDY}"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -272,14 +276,3 @@ def _read(path: Path, size: int, sha256: str) -> torch.Tensor:
             f"expected {sha256[:12]}. {remedy}"
         )
     return torch.from_numpy(content)
-
-
-def _digits(seed: int) -> Splits:
-    """Return scikit-learn's 8x8 digits as 28x28 images: 1,317 / 120 / 360."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.stack([centre(torch.tensor(image)) for image in digits.images / 16])
-    everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
-    learn, test = hold_out(everything.labels, every=5, seed=seed)
-    return _split("digits", everything.subset(learn), everything.subset(test), seed)

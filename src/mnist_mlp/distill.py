@@ -37,24 +37,28 @@ def lessons(
     copies: int,
     augment: float = 1.0,
     seed: int = 0,
+    precision: str = "float32",
     progress: bool = True,
 ) -> list[ImageDataset]:
     """Return `copies` of the data set, each warped anew, with the teachers' mean logits.
 
     A teacher costs more than a student's whole step: asked once about each image of each copy, its
-    answers serve every student. `augment`: strength of the warps. A copy of 55,000 images takes
-    44 MB. Raises ValueError if a teacher has another number of classes than the data set.
+    answers serve every student. `augment`: strength of the warps; `precision`: of the teachers'
+    products, as of `fit`. A copy of 55,000 images takes 44 MB. Raises ValueError if a teacher has
+    another number of classes than the data set.
     Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
     teacher and student must see the very same warped image.
     """
     taught = []
+    rounded = torch.autocast(dataset.images.device.type, torch.bfloat16, precision == "bfloat16")
     for copy in tqdm(range(copies), "Lessons", unit="copy", file=sys.stdout, disable=not progress):
         generator = epoch_generator(seed, copy)
         warps = partial(warp, generator=generator, strength=augment)
         images = [warps(part.float() / 255) for part in dataset.images.split(1024)]
         images = (torch.cat(images) * 255).round().to(torch.uint8)
         warped = replace(dataset, images=images)
-        answers = [evaluate(teacher, warped).logits for teacher in teachers]
+        with rounded:
+            answers = [evaluate(teacher, warped).logits for teacher in teachers]
         for classes in {len(a[0]) for a in answers} - {len(dataset.classes)}:
             expected = f"the data set's {len(dataset.classes)} classes"
             raise ValueError(f"a teacher must know {expected}, found one of {classes}.")

@@ -139,7 +139,7 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        logits = torch.cat([model(images) for images, *_ in loader(dataset)])
+        logits = torch.cat([model(images).float() for images, *_ in loader(dataset)])
     finally:
         for module, training in modes.items():
             module.training = training

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mnist_mlp.evaluate import Evaluation, wilson_interval
@@ -180,6 +181,32 @@ def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="upper left")
     return ax
+
+
+def seen(
+    pictures: Sequence[np.ndarray],
+    images: torch.Tensor,
+    captions: Sequence[str],
+    columns: int = 6,
+) -> Figure:
+    """Draw each picture, under its caption, beside the image that the network sees of it.
+
+    `pictures`: greys of shape (H, W). `images`: of shape (N, 28, 28).
+    """
+    rows = -(-len(pictures) // columns)
+    figure, axes = plt.subplots(
+        rows, 2 * columns, figsize=(2 * columns, 1.3 * rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for left, right, *shown in zip(
+        axes[:, ::2].flat, axes[:, 1::2].flat, pictures, images, captions, strict=False
+    ):
+        picture, image, caption = shown
+        left.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        left.set_title(caption, fontsize=9, loc="left", pad=3)
+        right.imshow(image.numpy(), cmap="gray_r", vmin=0)
+    return figure
 
 
 def mistakes_gallery(

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from mnist_mlp.augment import warp
+from mnist_mlp.augment import disturb, warp
 from mnist_mlp.data import ImageDataset, epoch_generator, loader
 from mnist_mlp.distill import soft_loss
 from mnist_mlp.evaluate import evaluate
@@ -69,6 +69,8 @@ def fit(
     schedule: str = "one-cycle",
     elastic: float = 1.0,
     temperature: float = 4.0,
+    precision: str = "float32",
+    noise: float = 0.0,
     progress: bool = True,
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
@@ -76,14 +78,16 @@ def fit(
     `optimizer`, "adamw" or "muon", has a one-cycle learning rate that peaks at `learning_rate`. An
     exponential moving average of the weights with decay `averaging`, 0 for none, is what is
     validated and kept, that of the epoch with the highest validation accuracy. `augment`: strength
-    of the random warps of the training images, 0 for none; `elastic`: of their elastic part.
+    of the random warps of the training images, 0 for none; `elastic`: of their elastic part;
+    `noise`: of the random light and noise of every second one (`augment.disturb`).
     `seed` decides the order of the images and their warps; the model brings its own initial
     weights, and is where the data are. Same seed, machine and thread count: same bits. An interrupt
     ends the training as if it had been planned so.
 
     `train`: a data set, or several that take turns, an epoch each. If it has a teacher's answers
     (see `distill.lessons`), these are learned in place of the labels, both tempered by
-    `temperature`. `schedule`: "one-cycle" or "constant".
+    `temperature`. `schedule`: "one-cycle" or "constant". `precision`: "float32", or "bfloat16" for
+    the model's products while it learns, up to twice as fast where the processor has such products.
 
     Raises TypeError or ValueError for an absurd setting before anything is trained, and
     FloatingPointError if the loss diverges; the model then has its best weights so far.
@@ -105,7 +109,9 @@ def fit(
     average = partial(_move_average, decay=averaging)
     averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
     kept = averaged.module if averaged else model
-    warps = partial(warp, strength=augment, elastic=elastic) if augment else None
+    change = partial(_change, augment=augment, elastic=elastic, noise=noise)
+    device = validation.images.device.type
+    rounded = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
     history = History(settings)
     best = kept.state_dict()  # not a copy: until an epoch is completed, it moves along
@@ -114,8 +120,8 @@ def fit(
         for epoch in range(1, epochs + 1):
             start = time.perf_counter()
             lesson = turns[(epoch - 1) % len(turns)]
-            batches = loader(lesson, batch_size, epoch_generator(seed, epoch), warps)
-            record = _train_epoch(model, batches, optimizer, schedule, averaged, loss_of)
+            batches = loader(lesson, batch_size, epoch_generator(seed, epoch), change)
+            record = _train_epoch(model, batches, optimizer, schedule, averaged, loss_of, rounded)
             judged = evaluate(kept, validation)
             record |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
             record |= {"seconds": time.perf_counter() - start}
@@ -143,7 +149,9 @@ SCHEDULES = {
     "one-cycle": lambda optimizer, peaks, steps: OneCycleLR(optimizer, peaks, total_steps=steps),
     "constant": lambda optimizer, peaks, steps: LambdaLR(optimizer, lambda step: 1.0),
 }
-EXTRAS = ("schedule", "elastic", "temperature")  # only recorded where they are not the defaults
+PRECISIONS = ("float32", "bfloat16")
+# Only recorded where they are not the defaults.
+EXTRAS = ("schedule", "elastic", "temperature", "precision", "noise")
 
 
 def _train_epoch(
@@ -153,13 +161,15 @@ def _train_epoch(
     schedule: LRScheduler,
     averaged: AveragedModel | None,
     loss_of: Callable[..., torch.Tensor],
+    rounded: torch.autocast,
 ) -> dict[str, float]:
     """Pass once over the batches and return the mean loss and accuracy over their examples."""
     model.train()
     loss_sum = correct = examples = 0
     for step, (images, labels, *answers) in enumerate(batches, 1):
-        logits = model(images)
-        loss = loss_of(logits, *answers or [labels])
+        with rounded:
+            logits = model(images)
+        loss = loss_of(logits.float(), *answers or [labels])
         mean_loss = loss.item()
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
@@ -183,6 +193,12 @@ def _move_average(averages, weights, n_averaged, *, decay: float) -> None:
     """Move the averages towards the weights, faster at first so as to forget the initial ones."""
     decay = min(decay, (1 + float(n_averaged)) / (10 + float(n_averaged)))
     torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+def _change(images, generator, *, augment: float, elastic: float, noise: float) -> torch.Tensor:
+    if augment:
+        images = warp(images, generator, augment, elastic=elastic)
+    return disturb(images, generator, noise) if noise else images
 
 
 def default_settings(extras: bool = False) -> dict[str, int | float | str]:
@@ -217,6 +233,8 @@ def check_settings(settings: dict[str, int | float | str], examples: int) -> Non
         "schedule": (str, SCHEDULES.__contains__, " or ".join(map(repr, SCHEDULES))),
         "elastic": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
         "temperature": (Real, lambda v: 0 < v < math.inf, "a number above 0"),
+        "precision": (str, PRECISIONS.__contains__, " or ".join(map(repr, PRECISIONS))),
+        "noise": (Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
         "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
     }
     for name, value in settings.items():

@@ -1,0 +1,68 @@
+"""What leaves for another runtime says what PyTorch says."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_mlp import checkpoint, data
+from mnist_mlp.evaluate import evaluate
+from mnist_mlp.export import export_onnx
+from mnist_mlp.model import ConvNet, EnhancedNet
+
+WEIGHTS = data.home() / "models" / "enhanced_model.pth"
+README = (data.home() / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "enhanced_model.onnx"
+    export_onnx(checkpoint.load(EnhancedNet(), WEIGHTS), path)
+    return path
+
+
+def test_onnxruntime_gives_pytorchs_probabilities_for_the_whole_test_set(exported, mnist):
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(exported)
+    images = mnist.test.images.numpy()
+    (found,) = session.run(None, {"images": images})
+    expected = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    (one,) = session.run(None, {"images": images[7:8]})  # any number of images
+    np.testing.assert_allclose(one, found[7:8], atol=1e-5)
+
+
+def test_the_file_is_one_and_names_its_ends(exported):
+    onnx = pytest.importorskip("onnx")
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+    graph = onnx.load(exported).graph
+    assert [value.name for value in graph.input] == ["images"]
+    assert [value.name for value in graph.output] == ["probabilities"]
+
+
+def test_the_convolutional_network_and_other_classes_leave_too(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    model = ConvNet(classes=4).eval()
+    export_onnx(model, tmp_path / "net.onnx")
+    (found,) = runtime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": images})
+    normalised = (torch.from_numpy(images) / 255 - data.MEAN) / data.STD
+    np.testing.assert_allclose(found, model(normalised).softmax(1).detach(), atol=1e-5)
+
+
+def test_the_readmes_serving_code_answers(exported, monkeypatch):
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "onnxruntime" in c)
+    assert len(code.strip().splitlines()) <= 10
+    monkeypatch.chdir(exported.parent)
+    names = {}
+    exec(code, names)
+    assert names["probabilities"].shape == (1, 10)
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r"\[onnx\]"):
+        export_onnx(EnhancedNet(), tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())

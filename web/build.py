@@ -1,0 +1,48 @@
+"""Make `web/index.html`: one file with the network, the drawing pad and nothing else to fetch.
+
+`make page`: from the best weights if there are any, else from the main notebook's.
+"""
+
+import base64
+import json
+from pathlib import Path
+
+from mnist_mlp import checkpoint
+from mnist_mlp.data import MEAN, STD, home
+from mnist_mlp.model import EnhancedNet
+
+HERE = Path(__file__).parent
+PAD = home() / "src" / "mnist_mlp" / "pad.js"
+
+
+def page(weights: Path) -> str:
+    """Return the page for an EnhancedNet's weights, fp16 in base64, its card's result below."""
+    model = checkpoint.load(EnhancedNet(), weights)
+    card = json.loads(weights.with_suffix(".json").read_text())
+    result = f"{card['test_correct']:,} of {card['test_images']:,} MNIST test images right."
+    halves = b"".join(p.detach().half().numpy().astype("<f2").tobytes() for p in model.parameters())
+    parts = {
+        "RESULT": result,
+        "DIGITS": (HERE / "digits.js").read_text(),
+        "PAD": PAD.read_text().replace("export function", "function"),
+        "WEIGHTS": base64.b64encode(halves).decode(),
+        "MEAN": str(MEAN),
+        "STD": str(STD),
+    }
+    text = (HERE / "page.html").read_text()
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@", part)
+    return text
+
+
+def main() -> None:
+    models = home() / "models"
+    best = models / "enhanced_model_best.pth"
+    text = page(best if best.exists() else models / "enhanced_model.pth")
+    with checkpoint.atomic(HERE / "index.html") as file:
+        file.write_text(text)
+    print(f"web/index.html: {len(text.encode()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
