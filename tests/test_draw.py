@@ -24,7 +24,7 @@ def test_what_the_browser_sends_is_read_and_the_answer_goes_back(model):
     sheet[60:80, 80:200] = 0
     for row in range(80, 230):
         sheet[row, 190 - row // 3 : 212 - row // 3] = 0
-    pad.canvas = sheet.tobytes()
+    pad.set_state({"canvas": memoryview(sheet.tobytes())})  # as a message from the browser does
     expected = to_mnist(sheet)
     assert torch.equal(pad.image, expected)
     assert pad.seen == expected.numpy().tobytes()
@@ -33,7 +33,7 @@ def test_what_the_browser_sends_is_read_and_the_answer_goes_back(model):
     assert np.argmax(pad.probabilities) == 7
     assert pad.answer == 1
     for empty in (b"", np.full((280, 280), 255, np.uint8).tobytes()):
-        pad.canvas = empty
+        pad.set_state({"canvas": memoryview(empty)})
         assert (pad.image, pad.seen, pad.probabilities) == (None, b"", [])
 
 

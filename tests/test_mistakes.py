@@ -136,11 +136,11 @@ IN_THE_PACKAGE = {
 IN_THE_NOTEBOOK = {
     "the trained model is not the one that is saved": (
         "checkpoint.save(model, weights_path",
-        "checkpoint.save(EnhancedNet(), weights_path",
+        "checkpoint.save(EnhancedNet(classes), weights_path",
     ),
     "another model is trained than the one that is evaluated": (
         "history = fit(model,",
-        "history = fit(EnhancedNet(),",
+        "history = fit(EnhancedNet(classes),",
     ),
     "the test set used as the validation set": (
         "history = fit(model, digits.train, digits.validation",

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from test_siblings import shapes
 
 from mnist_mlp import checkpoint, plots
 from mnist_mlp import notebook as nb
@@ -197,6 +198,22 @@ def test_papermill_with_another_number_of_epochs_works_and_touches_nothing_of_ou
     assert before == {
         p: p.stat().st_mtime_ns for d in ("models", "figures") for p in (ROOT / d).iterdir()
     }
+
+
+def test_a_folder_of_other_classes_is_followed_into_every_output_and_file(tmp_path):
+    folder = shapes(tmp_path / "marks")
+    done = papermill(
+        tmp_path, "-p", "dataset", folder, "-p", "epochs", "20", "-p", "batch_size", "26"
+    )
+    assert done.returncode == 0, done.stderr
+    text = str(nbformat.read(tmp_path / "out.ipynb", as_version=4))
+    assert "NOT MNIST" in text
+    for name in ("crosses", "rings", "élan vital"):
+        assert f"{name}  " in text  # in the report
+    weights = tmp_path / "out" / "models" / "enhanced_model-folder-marks.pth"
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert card["classes"] == ["crosses", "rings", "élan vital"]
+    checkpoint.load(EnhancedNet(3), weights)
 
 
 def papermill(tmp_path, *arguments):

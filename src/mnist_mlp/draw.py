@@ -50,11 +50,14 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = tuple("0123456789")
     class DrawingPad(anywidget.AnyWidget):
         _esm = Path(__file__).with_name("pad.js").read_text() + GLUE
         classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
-        canvas = traitlets.Bytes().tag(sync=True)  # 280 x 280 pixels of grey, or none
+        canvas = traitlets.Any(b"").tag(sync=True)  # 280 x 280 bytes in a memoryview, or none
         seen = traitlets.Bytes().tag(sync=True)
         probabilities = traitlets.List(traitlets.Float()).tag(sync=True)
         answer = traitlets.Int(0).tag(sync=True)  # counts up when the other two are there
         image = None
+
+        def __repr__(self) -> str:
+            return "A drawing pad: run this notebook to draw on it."
 
         @traitlets.observe("canvas")
         def _read(self, change) -> None:

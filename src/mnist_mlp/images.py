@@ -181,15 +181,20 @@ def _blobs(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A few thousand pixels tell the paper's brightness: a quadratic surface by least absolute
     # deviations, for which the ink, a minority, does not count.
     step = -(-max(grey.shape) // 64)
-    terms, seen = _terms(grey.shape)[::step, ::step].reshape(-1, 6), grey[::step, ::step].ravel()
+    y, x = (np.linspace(-1, 1, side) if side > 1 else np.zeros(1) for side in grey.shape)
+    seen = grey[::step, ::step].ravel()
+    v, u = (part.ravel() for part in np.meshgrid(y[::step], x[::step], indexing="ij"))
+    terms = np.stack([np.ones(seen.size), u, v, u * u, u * v, v * v], axis=1)
     surface = np.array([np.median(seen), 0, 0, 0, 0, 0])
     for _ in range(12):
         weight = 1 / np.maximum(np.abs(seen - terms @ surface), 0.002)
         normal = terms.T * weight @ terms + 1e-6 * np.eye(6)
         surface = np.linalg.solve(normal, terms.T @ (weight * seen))
     noise = 1.5 * np.median(np.abs(seen - terms @ surface))
-    height = grey - _terms(grey.shape) @ surface
-    ink = np.maximum(0, height if (height**3).sum() > 0 else -height)
+    a, b, c, d, e, f = surface
+    y = y[:, None]
+    height = grey - (a + c * y + f * y * y) - x * (b + e * y) - d * x * x
+    ink = np.maximum(0, height if (height * height * height).sum() > 0 else -height)
 
     threshold = _otsu(ink[ink > 3 * noise])
     full = np.median(ink[ink > threshold]) if (ink > threshold).any() else 0.0
@@ -200,13 +205,6 @@ def _blobs(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mass = np.bincount(blobs.ravel(), ink.ravel())
     blobs[(mass < 0.05 * mass.max())[blobs]] = 0
     return ink, blobs
-
-
-def _terms(shape: tuple[int, int]) -> np.ndarray:
-    """Return 1, x, y, x^2, x y, y^2 of each pixel, x and y from -1 to 1; (H, W, 6)."""
-    y, x = (np.linspace(-1, 1, side) if side > 1 else np.zeros(1) for side in shape)
-    y, x = np.meshgrid(y, x, indexing="ij")
-    return np.stack([np.ones(shape), x, y, x * x, x * y, y * y], axis=2)
 
 
 def _otsu(values: np.ndarray) -> float:
