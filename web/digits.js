@@ -23,8 +23,8 @@ function greyOf({ data, width, height }, paper = 255) {
   for (let y = 0, i = 0; y < height; y++)
     for (let x = 0; x < width; x++, i += 4) {
       const seen = (data[i] * 19595 + data[i + 1] * 38470 + data[i + 2] * 7471 + 0x8000) >> 16;
-      const j = Math.floor(y / factor) * w + Math.floor(x / factor);
-      sum[j] += paper + (seen - paper) * data[i + 3] / 255;
+      const j = factor === 1 ? i >> 2 : Math.floor(y / factor) * w + Math.floor(x / factor);
+      sum[j] += data[i + 3] === 255 ? seen : paper + (seen - paper) * data[i + 3] / 255;
       count[j]++;
     }
   return { values: sum.map((s, j) => Math.round(s / count[j]) / 255), w, h };
@@ -78,7 +78,7 @@ function inkOf({ values, w, h }) {
   let surface = [median(seen), 0, 0, 0, 0, 0];
   const paper = (r) => surface[0] * r[0] + surface[1] * r[1] + surface[2] * r[2]
     + surface[3] * r[3] + surface[4] * r[4] + surface[5] * r[5];
-  for (let round = 0; round < 12; round++) {
+  for (let round = 0; round < 20; round++) {
     const a = surface.map((_, i) => surface.map((_, j) => i === j ? 1e-6 : 0));
     const b = surface.map(() => 0);
     for (let s = 0; s < rows.length; s++) {
@@ -89,7 +89,9 @@ function inkOf({ values, w, h }) {
       }
     }
     for (let i = 0; i < 6; i++) for (let j = 0; j < i; j++) a[i][j] = a[j][i];
+    const before = surface;
     surface = solve(a, b);
+    if (surface.every((v, i) => Math.abs(v - before[i]) < 1e-5)) break;
   }
   const noise = 1.5 * median(rows.map((r, s) => Math.abs(seen[s] - paper(r))));
 
@@ -100,7 +102,7 @@ function inkOf({ values, w, h }) {
       const u = at(x, w);
       ink[i] = values[i] - (surface[0] + surface[1] * u + surface[2] * v
         + surface[3] * u * u + surface[4] * u * v + surface[5] * v * v);
-      cubes += ink[i] ** 3;
+      cubes += ink[i] * ink[i] * ink[i];
     }
   for (let i = 0; i < ink.length; i++) ink[i] = Math.max(0, cubes > 0 ? ink[i] : -ink[i]);
   const threshold = otsu(ink.filter((v) => v > 3 * noise));
@@ -149,12 +151,14 @@ function boxOf({ ink, w, h }) {
 // A thin pen's strokes made as wide as MNIST's thinnest.
 function thicken(digit, box) {
   const { ink, w, h } = digit;
-  const solid = (x, y) => x >= 0 && y >= 0 && x < w && y < h && ink[y * w + x] > 0.5;
   let area = 0, edge = 0;
-  for (let y = 0; y <= h; y++)
-    for (let x = 0; x <= w; x++) {
-      area += solid(x, y);
-      edge += (solid(x, y) !== solid(x - 1, y)) + (solid(x, y) !== solid(x, y - 1));
+  for (let y = 0, i = 0; y < h; y++)
+    for (let x = 0; x < w; x++, i++) {
+      if (ink[i] <= 0.5) continue;
+      area++;
+      // Its four sides, where there is no solid ink beyond.
+      edge += (x === 0 || ink[i - 1] <= 0.5) + (x === w - 1 || ink[i + 1] <= 0.5)
+        + (y === 0 || ink[i - w] <= 0.5) + (y === h - 1 || ink[i + w] <= 0.5);
     }
   const width = 2 * area / Math.max(1, edge);
   const side = Math.max(box.width, box.height);
@@ -229,20 +233,17 @@ function toMnist(picture) {
   return null;
 }
 
-// The layers' weights and biases from fp16 numbers in base64, in the order of the state_dict.
-function unpack(base64, sizes) {
+// The layers' weights and biases from 16-bit integers in base64, in the order of the state_dict, each
+// tensor with its scale.
+function unpack(base64, sizes, scales) {
   const text = atob(base64), bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const halves = new Uint16Array(bytes.buffer), values = new Float32Array(halves.length);
-  const table = new Float32Array(65536);
-  for (let i = 0; i < 65536; i++) {
-    const exponent = (i >> 10) & 31, fraction = i & 1023;
-    const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
-    table[i] = i & 0x8000 ? -size : size;
-  }
-  for (let i = 0; i < halves.length; i++) values[i] = table[halves[i]];
-  let start = 0;
-  const take = (n) => values.subarray(start, start += n);
+  const integers = new Int16Array(bytes.buffer);
+  let start = 0, tensor = 0;
+  const take = (n) => {
+    const scale = scales[tensor++];
+    return Float32Array.from(integers.subarray(start, start += n), (v) => v * scale);
+  };
   return sizes.slice(1).map((n, i) => ({ weights: take(n * sizes[i]), biases: take(n) }));
 }
 

@@ -186,10 +186,12 @@ def _blobs(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     v, u = (part.ravel() for part in np.meshgrid(y[::step], x[::step], indexing="ij"))
     terms = np.stack([np.ones(seen.size), u, v, u * u, u * v, v * v], axis=1)
     surface = np.array([np.median(seen), 0, 0, 0, 0, 0])
-    for _ in range(12):
+    for _ in range(20):
         weight = 1 / np.maximum(np.abs(seen - terms @ surface), 0.002)
         normal = terms.T * weight @ terms + 1e-6 * np.eye(6)
-        surface = np.linalg.solve(normal, terms.T @ (weight * seen))
+        before, surface = surface, np.linalg.solve(normal, terms.T @ (weight * seen))
+        if np.abs(surface - before).max() < 1e-5:
+            break
     noise = 1.5 * np.median(np.abs(seen - terms @ surface))
     a, b, c, d, e, f = surface
     y = y[:, None]
