@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import pasted
+from helpers import pasted
 from PIL import Image, ImageDraw
 from sklearn.metrics import accuracy_score
 

@@ -16,8 +16,8 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
+from helpers import shapes
 from nbclient import NotebookClient
-from test_siblings import shapes
 
 from mnist_mlp import checkpoint, plots
 from mnist_mlp import notebook as nb

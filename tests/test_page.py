@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import pasted
+from helpers import pasted
 from PIL import Image
 
 from mnist_mlp import checkpoint, data

@@ -5,8 +5,7 @@ import bz2
 import numpy as np
 import pytest
 import torch
-from conftest import idx
-from PIL import Image
+from helpers import idx, shapes
 
 from mnist_mlp.data import load
 from mnist_mlp.evaluate import evaluate
@@ -84,26 +83,6 @@ def test_a_sibling_that_is_missing_or_cut_off_is_named(name, tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{SIBLINGS[name][0]} in .* is damaged"):
         load(name, tmp_path, download=False)
-
-
-def shapes(folder, classes=("crosses", "rings", "élan vital"), count=24):
-    """Write pictures of three kinds of marks, named with spaces and accents."""
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[:90, :90]
-    for label, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            down, across = y - random.integers(35, 55), x - random.integers(35, 55)
-            size = random.integers(18, 30)
-            near = np.maximum(abs(down), abs(across)) < size
-            marks = [
-                near & ((abs(down) < 4) | (abs(across) < 4)),
-                abs(np.hypot(down, across) - size + 4) < 4,
-                near & (abs(down - across) < 6),
-            ]
-            grey = np.where(marks[label], 40, 230).astype(np.uint8)
-            Image.fromarray(grey).save(folder / name / f"a picture {i}.png")
-    return folder
 
 
 def test_a_folder_of_class_folders_is_learned_with_its_own_classes(tmp_path):

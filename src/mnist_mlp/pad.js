@@ -43,6 +43,7 @@ export function drawingPad(host, changed) {
   canvas.setAttribute("aria-label", "Drawing pad. The arrow keys move the pen, the space bar "
     + "lowers and lifts it, Control Z undoes, Escape clears.");
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high"; // a photograph's thin strokes must not fall between pixels
   let marks = []; // strokes, pictures, and "clear": undo takes the last one back
   let erasing = false, waiting = false;
 
