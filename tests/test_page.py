@@ -17,7 +17,9 @@ from mnist_mlp.model import EnhancedNet
 
 WEB = data.home() / "web"
 PAGE = (WEB / "index.html").as_uri()
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 # How a person writes the ten digits: the points of each stroke, in pixels of the pad.
 STROKES = {
