@@ -1,9 +1,7 @@
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import warnings
 from dataclasses import replace
 
@@ -13,7 +11,7 @@ import torch
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from mnist_mlp import data
+from mnist_mlp import data, download
 
 FILES = sorted(data.MNIST_FILES)
 
@@ -156,7 +154,7 @@ def test_a_missing_root_names_what_is_missing_and_the_remedy(tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["truncated", "one bit", "longer", "labels for images"])
-def test_a_damaged_file_is_named_with_what_was_expected(small_mnist, name, how):
+def test_a_damaged_file_is_named_with_what_was_expected(small_mnist, monkeypatch, name, how):
     path = small_mnist / "MNIST" / "raw" / name
     content = bytearray(path.read_bytes())
     if how == "truncated":
@@ -168,11 +166,17 @@ def test_a_damaged_file_is_named_with_what_was_expected(small_mnist, name, how):
         path.write_bytes(content + b"\0")
     else:
         path.write_bytes(b"\0" * len(content))
-    with pytest.raises(ValueError, match=rf"{name} is .*expected.*Delete it and load again"):
-        data.load("mnist", small_mnist)
-    with pytest.raises(ValueError, match=name):
+    found = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"{name} is .*expected.*Load with download=True"):
+        data.load("mnist", small_mnist, download=False)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(download, "MIRROR", "http://127.0.0.1:9/")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    with pytest.raises(
+        ValueError, match=rf"{name} is .*could not be downloaded afresh \(.*refused"
+    ):
         data.load("auto", small_mnist)  # a damaged MNIST is no missing MNIST
-    assert path.exists()
+    assert path.read_bytes() == found
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -187,7 +191,7 @@ def test_one_flipped_bit_in_each_real_file_is_found(mnist, tmp_path, name):
         file.seek(5000)
         file.write(bytes([byte ^ 1]))
     with pytest.raises(ValueError, match=f"{name} is altered"):
-        data.load("mnist", tmp_path / "copy")
+        data.load("mnist", tmp_path / "copy", download=False)
 
 
 def test_an_unreadable_folder_is_named(small_mnist, monkeypatch):
@@ -229,64 +233,6 @@ def test_tensors_that_do_not_fit_are_refused(images, labels, message):
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"unknown data set 'mnits': expected 'mnist'"):
         data.load("mnits")
-
-
-@pytest.fixture
-def mirror(small_archives, monkeypatch):
-    """A server on loopback in the place of the mirrors; `answer[name]` is what it sends."""
-    answer = dict(small_archives)
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            content = answer.get(self.path.lstrip("/"))
-            self.send_response(404 if content is None else 200)
-            self.send_header("Content-Length", str(len(content or b"")))
-            self.end_headers()
-            self.wfile.write(content or b"")
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        yield answer
-        server.shutdown()
-
-
-@pytest.fixture
-def empty_root(small_mnist, tmp_path):
-    """A root to download into, the digests being the small MNIST's."""
-    return tmp_path / "new" / "root"
-
-
-def test_mnist_is_downloaded_once(mirror, empty_root):
-    assert [len(data.load("mnist", empty_root).train)] == [660]
-    mirror.clear()
-    assert data.load("auto", empty_root).name == "mnist"
-
-
-def test_a_mirror_that_lacks_a_file_makes_one_clear_error(mirror, empty_root):
-    del mirror["t10k-images-idx3-ubyte.gz"]
-    with pytest.raises(
-        FileNotFoundError, match=r"could not be downloaded \(.*404.*\)\. Set MNIST_ROOT"
-    ) as e:
-        data.load("mnist", empty_root)
-    assert "\n" not in str(e.value)
-
-
-def test_wrong_bytes_from_a_mirror_are_not_taken_for_mnist(mirror, empty_root):
-    mirror["train-images-idx3-ubyte.gz"] = b"<html>Please log in to the network</html>"
-    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
-        data.load("mnist", empty_root)
-
-
-def test_without_mnist_and_network_auto_is_the_digits_and_says_so(mirror, empty_root):
-    mirror.clear()
-    with pytest.warns(UserWarning, match="NOT MNIST"):
-        splits = data.load("auto", empty_root)
-    assert splits.name == "digits"
-    assert "NOT MNIST" in splits.note
 
 
 def test_with_mnist_auto_is_mnist_and_silent(small_mnist):

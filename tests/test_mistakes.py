@@ -77,8 +77,8 @@ IN_THE_PACKAGE = {
     ),
     "averages over batches instead of examples": (
         "train.py",
-        '"loss": loss_sum / examples',
-        '"loss": loss_sum / len(labels) / step',
+        'at["examples"] += len(labels)',
+        'at["examples"] += 64',
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "the confusion matrix transposed": (

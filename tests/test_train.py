@@ -159,7 +159,8 @@ def test_the_model_keeps_the_epoch_that_validated_best(toy, monkeypatch):
 
     def pretend(model, dataset):
         states.append(copy.deepcopy(model.state_dict()))
-        return type("Result", (), {"accuracy": next(accuracies), "loss": 1.0})
+        answers = {"predicted": torch.tensor([1, 2]), "loss": 1.0}
+        return type("Result", (), answers | {"accuracy": next(accuracies)})
 
     monkeypatch.setattr(train, "evaluate", pretend)
     model = net()
@@ -281,3 +282,57 @@ def test_with_noise_the_images_learned_from_are_disturbed_and_those_validated_ar
     for setting in ({"noise": 1.5}, {"noise": -0.1}, {"precision": "float16"}):
         with pytest.raises(ValueError, match=next(iter(setting))):
             fit(net(), *toy, **SETTINGS, **setting)
+
+
+def test_a_model_without_an_output_for_each_class_is_refused(toy):
+    with pytest.raises(ValueError, match="the model has 7 outputs for 10 classes"):
+        fit(EnhancedNet(7), *toy, **SETTINGS)
+
+
+class Exploding(torch.autograd.Function):
+    """The identity, with a gradient that is infinite from a certain step on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Exploding.steps += 1
+        return gradient * (math.inf if Exploding.steps >= Exploding.at else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        (2, r"the loss became nan at step 3 of epoch 1.*learning rate \("),
+        (3, r"the validation loss is nan after step 3 of epoch 1: .*no use.*learning rate \("),
+        (5, r"the loss became nan at step 3 of epoch 2"),
+    ],
+)
+def test_exploding_gradients_stop_with_the_step_and_the_cause(toy, monkeypatch, at, words):
+    monkeypatch.setattr(Exploding, "at", at, raising=False)
+    monkeypatch.setattr(Exploding, "steps", 0, raising=False)
+    model = net()
+    model.layer5.register_forward_hook(lambda layer, inputs, output: Exploding.apply(output))
+    with pytest.raises(FloatingPointError, match=words):
+        fit(model, *toy, **SETTINGS)
+
+
+def test_one_answer_for_all_images_is_noticed_with_the_step_and_the_cause(toy):
+    model = net()
+    nn.init.constant_(model.layer5.weight, 0.0)
+    model.layer5.bias.data[3] = 1e6
+    with pytest.warns(
+        UserWarning,
+        match=r"after step 3 of epoch 2 all 50 validation images get the answer '3'.*learning rate",
+    ):
+        fit(model, *toy, **SETTINGS | {"learning_rate": 1e-9})
+
+
+def test_one_answer_is_right_where_there_is_one_class(toy):
+    import warnings
+
+    ones = toy[1].subset(toy[1].labels == 3)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        fit(net(), toy[0], ones, **SETTINGS)

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import platform
+import re
 import tempfile
 import zipfile
 from contextlib import contextmanager
@@ -15,6 +17,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+# All that the pickle of a state_dict names, each as "module name".
+TENSORS = re.compile(
+    r"collections OrderedDict|torch (\w+Storage|device)"
+    r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.storage UntypedStorage"
+)
+
 
 @contextmanager
 def atomic(path: Path):
@@ -23,7 +31,7 @@ def atomic(path: Path):
     Whatever happens, `path` holds either what it held before or the whole new content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,10 +44,9 @@ def atomic(path: Path):
         temporary.unlink(missing_ok=True)
 
 
-def to_bytes(model: nn.Module) -> bytes:
-    """Return what the model's .pth file holds: its `state_dict`, nothing but tensors."""
-    buffer = io.BytesIO()
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+def to_bytes(state: dict) -> bytes:
+    """Return what the .pth file of a `state_dict`, or of other plain values, holds."""
+    buffer = io.BytesIO()  # in memory, for torch does not say that a disk is full
     torch.save(state, buffer)
     return buffer.getvalue()
 
@@ -54,7 +61,7 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     is whole all the same, what it was or what it was to be.
     """
     path = Path(path)
-    weights = to_bytes(model)  # in memory first, for torch does not say that a disk is full
+    weights = to_bytes({name: t.cpu().clone() for name, t in model.state_dict().items()})
     about = {
         "model": type(model).__name__,
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
@@ -80,12 +87,36 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     numbers, or is that of another architecture; the model is then unchanged.
     """
     path = Path(path)
+    own = model.state_dict()
+    state = read(path, limit=2 * sum(t.nbytes for t in own.values()) + 1_000_000)
+    _check_fit(model, state, path)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def read(path: Path, limit: int | None = None) -> object:
+    """Return the tensors and plain values in a file of `torch.save`, verified, on the CPU.
+
+    Nothing in it is executed, and it takes no more memory than the file has bytes, `limit` at most:
+    neither packed nor overlapping records pass. Raises OSError if it cannot be read, and ValueError
+    if it is damaged, too large or holds anything else.
+    """
+    size = path.stat().st_size
+    if limit and size > limit:
+        raise ValueError(f"{path} is too large: {size:,} bytes, expected at most {limit:,}.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself checks no CRC
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} fails its checksum")
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            if any(r.compress_type or r.file_size != r.compress_size for r in records):
+                raise ValueError("it is packed, as torch.save packs nothing")
+            if sum(r.file_size for r in records) > size:
+                raise ValueError("its records overlap")
+            if damaged := archive.testzip():  # torch itself checks no CRC
+                raise ValueError(f"{damaged} fails its checksum")
+            for record in records:
+                if record.filename.endswith("/data.pkl"):
+                    _check_names(archive.read(record))
+        return torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds pickled objects, which may run code when loaded, expected only tensors. "
@@ -98,9 +129,15 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(
             f"{path} is damaged, cut off or no PyTorch file: {reason}. Get a fresh copy."
         ) from error
-    _check_fit(model, state, path)
-    model.load_state_dict(state)
-    return model.eval()
+
+
+def _check_names(pickled: bytes) -> None:
+    """Raise UnpicklingError if it names anything but tensors: torch would allow more."""
+    for opcode, name, _ in pickletools.genops(pickled):
+        if opcode.name in ("STACK_GLOBAL", "INST") or (
+            opcode.name == "GLOBAL" and not TENSORS.fullmatch(name)
+        ):
+            raise pickle.UnpicklingError(f"it names {name}")
 
 
 def _check_fit(model: nn.Module, state: object, path: Path) -> None:
@@ -112,7 +149,7 @@ def _check_fit(model: nn.Module, state: object, path: Path) -> None:
         raise ValueError(f"{path} holds a {found}, expected a state_dict of named tensors.")
     own = model.state_dict()
     for name in sorted(own.keys() | state.keys()):
-        found, expected = (_describe(tensors.get(name)) for tensors in (state, own))
+        found, expected = (describe(tensors.get(name)) for tensors in (state, own))
         if found != expected:
             raise ValueError(
                 f"{path} is not a {type(model).__name__}: at {name} it holds {found}, "
@@ -124,5 +161,6 @@ def _check_fit(model: nn.Module, state: object, path: Path) -> None:
             )
 
 
-def _describe(tensor: torch.Tensor | None) -> str:
+def describe(tensor: torch.Tensor | None) -> str:
+    """Return a tensor's dtype and shape in words."""
     return "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from mnist_mlp.download import REMEDY, ensure
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
 
@@ -34,11 +35,6 @@ MNIST_FILES = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
-DOWNLOAD_TIMEOUT = 10  # seconds without an answer, after which the next mirror is tried
-REMEDY = (
-    "Set MNIST_ROOT to the folder that holds MNIST/raw/, connect to the network once, "
-    "or use load('digits')."
-)
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,9 @@ def loader(
     batch_size: int = 1024,
     generator: torch.Generator | None = None,
     augment: Callable[..., torch.Tensor] | None = None,
+    skip: int = 0,
 ) -> DataLoader:
-    """Return a DataLoader over all images, the last batch short if need be.
+    """Return a DataLoader over all images but the first `skip` batches, the last short if need be.
 
     In file order without a `generator`; with one, in a random order drawn from it, each batch
     passed through `augment(images, generator)` if that is given. Batches are those of
@@ -148,7 +145,10 @@ def loader(
     if augment is not None:
         dataset = replace(dataset, augment=partial(augment, generator=generator))
     return DataLoader(
-        dataset, batch_sampler=order.split(batch_size), collate_fn=lambda batch: batch
+        dataset,
+        batch_sampler=order.split(batch_size)[skip:],
+        collate_fn=lambda batch: batch,
+        generator=torch.Generator(),  # else it draws from the one that a model's dropout has
     )
 
 
@@ -195,8 +195,9 @@ def load(
     them are for the test. `root`: the folder that holds `MNIST/raw/`; else `$MNIST_ROOT`, else
     `data/`, both relative to the repository.
 
-    Raises ValueError for an unknown name or a damaged file, FileNotFoundError if the data set is
-    neither there nor to be downloaded, OSError for a file that cannot be read or written.
+    With `download` what is missing or damaged is fetched, see `download.ensure`. Raises ValueError
+    for an unknown name or a file that is damaged and cannot be fetched, FileNotFoundError if the
+    data set is neither there nor to be downloaded, OSError for a file that cannot be read.
     """
     root = Path(root or default_root())
     if name not in ("mnist", "auto"):
@@ -222,15 +223,7 @@ def split(name: str, learn: ImageDataset, test: ImageDataset, seed: int) -> Spli
 
 
 def _mnist(root: Path, download: bool, seed: int) -> Splits:
-    raw = root / "MNIST" / "raw"
-    if not all((raw / name).is_file() for name in MNIST_FILES):
-        if not download:
-            missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
-            raise FileNotFoundError(
-                f"MNIST is not there: {raw} lacks {', '.join(missing)}. {REMEDY}"
-            )
-        fetch(root)
-    files = [_read(raw / name, *expected) for name, expected in MNIST_FILES.items()]
+    files = ensure(root, "MNIST", _files, download)
     learn, test = (
         ImageDataset(images[16:].view(-1, 28, 28), labels[8:].long())  # behind the files' headers
         for images, labels in (files[:2], files[2:])
@@ -238,24 +231,12 @@ def _mnist(root: Path, download: bool, seed: int) -> Splits:
     return split("mnist", learn, test, seed)
 
 
-def fetch(root: Path, kind: str = "MNIST", **arguments):
-    """Let a class of torchvision's fetch what is missing; return its data set.
-
-    Raises FileNotFoundError if no mirror gives it.
-    """
-    from torchvision import datasets
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torchvision sets none: a silent mirror hangs
-    try:
-        return getattr(datasets, kind)(root, **{"download": True} | arguments)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"{kind} is not in {root} and could not be downloaded ({reason}). {REMEDY}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
+def _files(root: Path) -> list[torch.Tensor]:
+    """Return the content of the four files. Raises as `_read`, and FileNotFoundError."""
+    raw = root / "MNIST" / "raw"
+    if missing := [name for name in MNIST_FILES if not (raw / name).is_file()]:
+        raise FileNotFoundError(f"MNIST is not there: {raw} lacks {', '.join(missing)}. {REMEDY}")
+    return [_read(raw / name, *expected) for name, expected in MNIST_FILES.items()]
 
 
 def _read(path: Path, size: int, sha256: str) -> torch.Tensor:
@@ -263,7 +244,7 @@ def _read(path: Path, size: int, sha256: str) -> torch.Tensor:
 
     Raises ValueError for another size or digest, OSError if it is not readable.
     """
-    remedy = "Delete it and load again to download it afresh, or copy it from a good source."
+    remedy = "Load with download=True to fetch it afresh, or copy it from a good source."
     found = path.stat().st_size
     if found != size:
         what = "truncated" if found < size else "not MNIST's"

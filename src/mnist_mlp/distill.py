@@ -24,9 +24,6 @@ def soft_loss(logits: torch.Tensor, answers: torch.Tensor, temperature: float) -
     keeps the size of the gradient the same whatever the temperature.
     Source: Hinton, Vinyals & Dean, "Distilling the knowledge in a neural network", 2015.
     """
-    if logits.shape != answers.shape:
-        classes = [len(z[0]) for z in (answers, logits)]
-        raise ValueError("a teacher of {} classes for a model of {}.".format(*classes))
     student, teacher = (F.log_softmax(z / temperature, dim=1) for z in (logits, answers))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 

@@ -38,6 +38,16 @@ class Muon(torch.optim.Optimizer):
             weights.add_(orthogonalised(ahead).view_as(weights), alpha=-rate * tall)
         self.rest.step()
 
+    def state_dict(self) -> dict:
+        """Return the state of both, to be loaded by `load_state_dict`."""
+        return super().state_dict() | {"rest": self.rest.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a `state_dict`."""
+        self.rest.load_state_dict(state["rest"])
+        super().load_state_dict({name: state[name] for name in ("state", "param_groups")})
+        self.rest.param_groups = self.param_groups[1:]  # shared again
+
 
 def orthogonalised(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return about U V^T of the matrix's singular value decomposition U S V^T, in its own dtype.

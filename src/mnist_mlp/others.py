@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mnist_mlp.data import ImageDataset, Splits, fetch, hold_out, split
+from mnist_mlp.data import ImageDataset, Splits, hold_out, split
+from mnist_mlp.download import REMEDY, ensure
 from mnist_mlp.images import centre, to_mnist
 
 # The class of torchvision's that reads each, and its arguments.
@@ -17,6 +18,8 @@ SIBLINGS = {
     "emnist-digits": ("EMNIST", {"split": "digits"}),
     "usps": ("USPS", {}),
 }
+# What its readers raise on bytes that are not theirs.
+UNREADABLE = (OSError, RuntimeError, ValueError, AssertionError, EOFError, LookupError)
 
 
 def load(name: str, root: Path, download: bool, seed: int) -> Splits:
@@ -52,15 +55,18 @@ def sibling(name: str, root: Path, download: bool, seed: int) -> Splits:
     return split(name, learn, test, seed)
 
 
-def _sibling_part(root: Path, kind: str, **arguments) -> ImageDataset:
-    try:
-        part = fetch(root, kind, **arguments)
-    except (OSError, ValueError, AssertionError, EOFError, LookupError) as error:
-        if not any(root.glob("usps*.bz2" if kind == "USPS" else f"{kind}/raw/*")):
-            raise
-        reason = error.__cause__ or error
-        remedy = f"Delete the files of {kind} and load again to download them afresh."
-        raise ValueError(f"{kind} in {root} is damaged ({reason}). {remedy}") from error
+def _sibling_part(root: Path, kind: str, download: bool, **arguments) -> ImageDataset:
+    def read(root: Path):
+        from torchvision import datasets
+
+        try:
+            return getattr(datasets, kind)(root, download=False, **arguments)
+        except UNREADABLE as error:
+            if not any(root.glob("usps*.bz2" if kind == "USPS" else f"{kind}/raw/*")):
+                raise FileNotFoundError(f"{kind} is not in {root}: {error} {REMEDY}") from error
+            raise ValueError(f"{kind} in {root} is damaged ({error}).") from error
+
+    part = ensure(root, kind, read, download, **arguments)
     images = torch.as_tensor(part.data)
     if kind == "USPS":  # 16x16
         images = torch.stack([centre(image / 255) for image in images])

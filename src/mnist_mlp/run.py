@@ -43,7 +43,9 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
     network = MODELS[run["model"]](len(digits.train.classes))
     learn = distill.load(run["lessons"], digits.train) if run["lessons"] else digits.train
     history = train.fit(network, learn, digits.validation, **_settings(run), progress=False)
-    weights = checkpoint.to_bytes(network)
+    if history.interrupted:  # half a run is no record
+        raise KeyboardInterrupt
+    weights = checkpoint.to_bytes(network.state_dict())
     record = {
         "run": run,
         "version": VERSION,

@@ -5,23 +5,27 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mnist_mlp.augment import disturb, warp
 from mnist_mlp.data import ImageDataset, epoch_generator, loader
 from mnist_mlp.distill import soft_loss
-from mnist_mlp.evaluate import evaluate
+from mnist_mlp.evaluate import Evaluation, evaluate
 from mnist_mlp.muon import Muon
+from mnist_mlp.resume import Checkpoint, deferred
 
 
 @dataclass
@@ -33,13 +37,18 @@ class History:
     `validation_loss` and `validation_accuracy` of the averaged weights, `learning_rate` at the
     epoch's end and `seconds`. Losses are means over examples in nats, accuracies go from 0 to 1.
     `best_epoch`: the epoch, counted from 1, whose averaged weights the model now has; 0 if none
-    was completed. `interrupted`: whether an interrupt ended it early.
+    was completed. `stopped`: where an interrupt ended it early, else empty.
     """
 
     settings: dict[str, int | float | str]
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    interrupted: bool = False
+    stopped: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interrupt ended it early."""
+        return bool(self.stopped)
 
     @property
     def seconds(self) -> float:
@@ -71,6 +80,7 @@ def fit(
     temperature: float = 4.0,
     precision: str = "float32",
     noise: float = 0.0,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
@@ -81,16 +91,21 @@ def fit(
     of the random warps of the training images, 0 for none; `elastic`: of their elastic part;
     `noise`: of the random light and noise of every second one (`augment.disturb`).
     `seed` decides the order of the images and their warps; the model brings its own initial
-    weights, and is where the data are. Same seed, machine and thread count: same bits. An interrupt
-    ends the training as if it had been planned so.
+    weights, and is where the data are. Same seed, machine and thread count: same bits. Ctrl-C or
+    SIGTERM ends the training after the step as if it had been planned so.
+
+    `checkpoint`: a file written after every epoch and every `SAVE_STEPS` steps, from which a later
+    call with the same arguments goes on, to the same bits as without the interruption; if it was
+    completed there, it has nothing left to do.
 
     `train`: a data set, or several that take turns, an epoch each. If it has a teacher's answers
     (see `distill.lessons`), these are learned in place of the labels, both tempered by
     `temperature`. `schedule`: "one-cycle" or "constant". `precision`: "float32", or "bfloat16" for
     the model's products while it learns, up to twice as fast where the processor has such products.
 
-    Raises TypeError or ValueError for an absurd setting before anything is trained, and
-    FloatingPointError if the loss diverges; the model then has its best weights so far.
+    Raises TypeError or ValueError for an absurd setting, or a checkpoint of another training,
+    before anything is trained, and FloatingPointError if the loss diverges; the model then has its
+    best weights so far. Warns if all validation images get one answer.
     Sources: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019; Smith &
     Topin, "Super-convergence", 2018; Polyak & Juditsky, "Acceleration of stochastic approximation
     by averaging", 1992.
@@ -113,30 +128,57 @@ def fit(
     device = validation.images.device.type
     rounded = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
+    states = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    states |= {"averaged": averaged} if averaged else {}
+    file = Checkpoint(checkpoint, states, settings, [*turns, validation])
+
     history = History(settings)
-    best = kept.state_dict()  # not a copy: until an epoch is completed, it moves along
-    bar = tqdm(total=epochs, desc="Training", unit="epoch", file=sys.stdout, disable=not progress)
-    try:
-        for epoch in range(1, epochs + 1):
-            start = time.perf_counter()
-            lesson = turns[(epoch - 1) % len(turns)]
-            batches = loader(lesson, batch_size, epoch_generator(seed, epoch), change)
-            record = _train_epoch(model, batches, optimizer, schedule, averaged, loss_of, rounded)
-            judged = evaluate(kept, validation)
-            record |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
-            record |= {"seconds": time.perf_counter() - start}
-            history.epochs.append(record)
-            if judged.accuracy >= history.validation_accuracy:
-                best, history.best_epoch = copy.deepcopy(kept.state_dict()), epoch
-            progress_now = {"loss": f"{record['loss']:.3f}", "validation": f"{judged.accuracy:.2%}"}
-            bar.set_postfix(progress_now, refresh=False)
-            bar.update()
-    except KeyboardInterrupt:
-        history.interrupted = True
-    finally:
-        bar.close()
-        model.load_state_dict(best)
-        model.eval()
+    with file.locked(), deferred() as signals:
+        at = {"epochs": [], "best": None, "best_epoch": 0, "drawn": None} | NOTHING | file.restore()
+        history.epochs, history.best_epoch = at["epochs"], at["best_epoch"]
+        best = at["best"] or kept.state_dict()  # no copy: moves along until an epoch ends
+        bar = tqdm(
+            total=epochs, initial=len(history.epochs), desc="Training", unit="epoch",
+            file=sys.stdout, disable=not progress,
+        )  # fmt: skip
+        try:
+            for epoch in range(len(history.epochs) + 1, epochs + 1):
+                start = time.perf_counter() - at["seconds"]
+                generator = epoch_generator(seed, epoch)
+                lesson = turns[(epoch - 1) % len(turns)]
+                batches = loader(lesson, batch_size, generator, change, skip=at["steps"])
+                if at["steps"]:
+                    generator.set_state(at["drawn"])
+                parts = model, optimizer, schedule, averaged
+                for _ in _steps(*parts, batches, loss_of, rounded, at):
+                    if signals or at["steps"] % SAVE_STEPS == 0:
+                        now = time.perf_counter() - start
+                        file.save(at | {"drawn": generator.get_state(), "seconds": now})
+                    if signals:
+                        raise KeyboardInterrupt
+                judged = evaluate(kept, validation)
+                rate, now = schedule.get_last_lr()[0], time.perf_counter() - start
+                history.epochs.append(_record(at, judged, rate, epochs, now))
+                if judged.accuracy >= history.validation_accuracy:
+                    best, history.best_epoch = copy.deepcopy(kept.state_dict()), epoch
+                at |= {"best": best, "best_epoch": history.best_epoch} | NOTHING
+                file.save(at)
+                loss, found = history.epochs[-1]["loss"], judged.accuracy
+                bar.set_postfix(loss=f"{loss:.3f}", validation=f"{found:.2%}", refresh=False)
+                bar.update()
+                if signals and epoch < epochs:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            where = f"after step {at['steps']} of epoch {len(history.epochs) + 1} of {epochs}"
+            history.stopped = where
+        finally:
+            bar.close()
+            model.load_state_dict(best)
+            model.eval()
+        if history.stopped and progress:
+            print(
+                f"Interrupted {where}. The weights are the best so far: epoch {history.best_epoch}."
+            )
     return history
 
 
@@ -152,29 +194,34 @@ SCHEDULES = {
 PRECISIONS = ("float32", "bfloat16")
 # Only recorded where they are not the defaults.
 EXTRAS = ("schedule", "elastic", "temperature", "precision", "noise")
+SAVE_STEPS = 1000  # a checkpoint within the epoch
+NOTHING = {"steps": 0, "examples": 0, "correct": 0, "loss": 0.0, "seconds": 0.0}  # of an epoch
 
 
-def _train_epoch(
+def _steps(
     model: nn.Module,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     averaged: AveragedModel | None,
+    batches: DataLoader,
     loss_of: Callable[..., torch.Tensor],
     rounded: torch.autocast,
-) -> dict[str, float]:
-    """Pass once over the batches and return the mean loss and accuracy over their examples."""
+    at: dict,
+) -> Iterator[None]:
+    """Take a step for each batch, add up in `at` what `NOTHING` names, and yield after each."""
     model.train()
-    loss_sum = correct = examples = 0
-    for step, (images, labels, *answers) in enumerate(batches, 1):
+    for images, labels, *answers in batches:
         with rounded:
             logits = model(images)
+        if logits.shape[1] != (classes := len(batches.dataset.classes)):
+            raise ValueError(f"the model has {logits.shape[1]} outputs for {classes} classes.")
         loss = loss_of(logits.float(), *answers or [labels])
         mean_loss = loss.item()
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
-                f"the loss became {mean_loss} at step {step} of its epoch. The likely cause is the "
-                f"learning rate ({optimizer.param_groups[0]['lr']:.3g} at that step): try a tenth."
+                f"the loss became {mean_loss} at step {at['steps'] + 1} of epoch "
+                f"{len(at['epochs']) + 1}. The likely cause is the learning rate "
+                f"({optimizer.param_groups[0]['lr']:.3g} at that step): try a tenth."
             )
         optimizer.zero_grad()
         loss.backward()
@@ -182,11 +229,39 @@ def _train_epoch(
         schedule.step()
         if averaged:
             averaged.update_parameters(model)
-        loss_sum += mean_loss * len(labels)
-        correct += int((logits.argmax(1) == labels).sum())
-        examples += len(labels)
-    rate = schedule.get_last_lr()[0]
-    return {"loss": loss_sum / examples, "accuracy": correct / examples, "learning_rate": rate}
+        at["steps"] += 1
+        at["examples"] += len(labels)
+        at["correct"] += int((logits.argmax(1) == labels).sum())
+        at["loss"] += mean_loss * len(labels)
+        yield
+
+
+def _record(at: dict, judged: Evaluation, rate: float, epochs: int, seconds: float) -> dict:
+    """Return an epoch's line in the history. Raises FloatingPointError, or warns, if it is lost."""
+    epoch = len(at["epochs"]) + 1
+    cause = f"The likely cause is the learning rate ({rate:.3g} by then): try a tenth."
+    if not math.isfinite(judged.loss):
+        raise FloatingPointError(
+            f"the validation loss is {judged.loss} after step {at['steps']} of epoch {epoch}: the "
+            f"weights are of no use. {cause}"
+        )
+    answers = judged.predicted.unique()
+    late = epoch in (math.ceil(epochs / 2), epochs)  # at first it may well be so
+    if late and len(answers) == 1 and len(judged.labels.unique()) > 1:
+        only = judged.classes[answers[0]]
+        warnings.warn(
+            f"after step {at['steps']} of epoch {epoch} all {len(judged.labels):,} validation "
+            f"images get the answer {only!r}. {cause}",
+            stacklevel=3,
+        )
+    return {
+        "loss": at["loss"] / at["examples"],
+        "accuracy": at["correct"] / at["examples"],
+        "learning_rate": rate,
+        "validation_loss": judged.loss,
+        "validation_accuracy": judged.accuracy,
+        "seconds": seconds,
+    }
 
 
 def _move_average(averages, weights, n_averaged, *, decay: float) -> None:
@@ -202,13 +277,13 @@ def _change(images, generator, *, augment: float, elastic: float, noise: float) 
 
 
 def default_settings(extras: bool = False) -> dict[str, int | float | str]:
-    """Return the published recipe: the defaults of `fit`'s keyword arguments but `progress`.
+    """Return the published recipe: the defaults of those arguments of `fit` that change weights.
 
     Or, of these, the `extras`, which the published recipe leaves as they are.
     """
     arguments = inspect.signature(fit).parameters.values()
     settings = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY}
-    del settings["progress"]
+    del settings["progress"], settings["checkpoint"]
     return {k: v for k, v in settings.items() if (k in EXTRAS) == extras}
 
 

@@ -1,0 +1,291 @@
+import os
+import signal
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_mlp import resume, train
+from mnist_mlp.checkpoint import read
+from mnist_mlp.data import ImageDataset
+from mnist_mlp.model import EnhancedNet
+from mnist_mlp.train import fit
+
+SETTINGS = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "progress": False}
+
+
+class Dropping(nn.Module):
+    """A small network with dropout and batch norm, which have a state of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(784, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 10)
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def net(kind=EnhancedNet):
+    torch.manual_seed(0)
+    return kind()
+
+
+class Stopping(ImageDataset):
+    """Images of which a certain batch is never given: the process might as well be dead."""
+
+    at = None
+    batches = 0
+
+    def __getitems__(self, indices):
+        if len(indices) > 1:
+            Stopping.batches += 1
+            if Stopping.batches == self.at:
+                raise RuntimeError("gone")
+        return super().__getitems__(indices)
+
+
+@pytest.fixture
+def stop_at(monkeypatch, toy):
+    """A function to train until a certain batch is asked for, at which an error ends it."""
+
+    def stop(batch, path, model, **settings):
+        monkeypatch.setattr(Stopping, "at", batch)
+        monkeypatch.setattr(Stopping, "batches", 0)
+        with pytest.raises(RuntimeError, match="gone"):
+            fit(model, Stopping(toy[0].images, toy[0].labels), toy[1], checkpoint=path, **settings)
+
+    return stop
+
+
+def outcome(model, history):
+    epochs = [{k: v for k, v in record.items() if k != "seconds"} for record in history.epochs]
+    return (
+        epochs,
+        history.best_epoch,
+        [t.numpy().tobytes() for t in model.state_dict().values()],
+        torch.get_rng_state().numpy().tobytes(),
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 6, 9, 18, 20])
+@pytest.mark.parametrize(
+    ("kind", "tweak"),
+    [
+        (EnhancedNet, {}),
+        (EnhancedNet, {"optimizer": "muon"}),
+        (EnhancedNet, {"averaging": 0.0, "schedule": "constant"}),
+        (Dropping, {"noise": 1.0, "averaging": 0.5, "precision": "bfloat16"}),
+    ],
+    ids=["published", "muon", "constant", "dropout"],
+)
+def test_resumed_is_uninterrupted_bit_for_bit(
+    toy, tmp_path, stop_at, monkeypatch, batch, kind, tweak
+):
+    """Stopped at any batch of 4 epochs of 5, saved after every two steps and every epoch."""
+    monkeypatch.setattr(train, "SAVE_STEPS", 2)
+    settings, path = SETTINGS | tweak, tmp_path / "run.pt"
+    model = net(kind)
+    expected = outcome(model, fit(model, *toy, **settings))
+    stop_at(batch, path, net(kind), **settings)
+    model = net(kind)
+    torch.manual_seed(99)  # a new process has another state
+    history = fit(model, *toy, checkpoint=path, **settings)
+    found = outcome(model, history)
+    if batch > 2:  # else there is nothing to go on from, and dropout has drawn other numbers
+        assert found == expected
+    elif kind is EnhancedNet:
+        assert found[:3] == expected[:3]
+    assert len(history.epochs) == 4
+
+
+def test_it_goes_on_and_does_not_begin_anew(toy, tmp_path, stop_at, monkeypatch):
+    stop_at(13, tmp_path / "run.pt", net(), **SETTINGS)  # two epochs of five steps are done
+    monkeypatch.setattr(Stopping, "at", None)
+    monkeypatch.setattr(Stopping, "batches", 0)
+    learn = Stopping(toy[0].images, toy[0].labels)
+    fit(net(), learn, toy[1], checkpoint=tmp_path / "run.pt", **SETTINGS)
+    assert Stopping.batches == 10
+    history = fit(net(), learn, toy[1], checkpoint=tmp_path / "run.pt", **SETTINGS)
+    assert Stopping.batches == 10  # completed: nothing left to do
+    assert len(history.epochs) == 4
+
+
+def test_a_damaged_file_is_set_aside_and_the_one_before_it_taken(toy, tmp_path, stop_at):
+    model, path = net(), tmp_path / "run.pt"
+    expected = outcome(model, fit(model, *toy, **SETTINGS))
+    stop_at(13, path, net(), **SETTINGS)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1000])
+    model = net()
+    with pytest.warns(UserWarning, match=r"run.pt is of no use and now .*run.pt.damaged"):
+        assert outcome(model, fit(model, *toy, checkpoint=path, **SETTINGS)) == expected
+    assert (tmp_path / "run.pt.damaged").read_bytes() == content[:-1000]
+
+
+def test_with_both_files_damaged_it_begins_anew(toy, tmp_path, stop_at):
+    model, path = net(), tmp_path / "run.pt"
+    expected = outcome(model, fit(model, *toy, **SETTINGS))
+    stop_at(13, path, net(), **SETTINGS)
+    path.write_bytes(b"")
+    path.with_name("run.pt.previous").write_bytes(b"PK")
+    model = net()
+    with pytest.warns(UserWarning, match="of no use"):
+        assert outcome(model, fit(model, *toy, checkpoint=path, **SETTINGS))[:3] == expected[:3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 0.02}, r"learning_rate was 0\.01, is 0\.02"),
+        ({"epochs": 5, "seed": 1}, r"(?=.*epochs was 4, is 5)(?=.*seed was 0, is 1)"),
+        ({"noise": 0.5}, r"noise was None, is 0\.5"),
+        ({"kind": Dropping}, "model was 'EnhancedNet: .*, is 'Dropping"),
+        ({"data": True}, r"data \(SHA-256\) was"),
+        ({"threads": True}, "threads was"),
+    ],
+)
+def test_another_training_is_refused_and_what_differs_is_named(
+    toy, tmp_path, stop_at, change, words
+):
+    path = tmp_path / "run.pt"
+    stop_at(13, path, net(), **SETTINGS)
+    before, threads = path.read_bytes(), torch.get_num_threads()
+    model = net(change.pop("kind", EnhancedNet))
+    untouched = [p.clone() for p in model.parameters()]
+    learn = toy[0]
+    if change.pop("data", False):
+        learn = ImageDataset(learn.images.flip(0), learn.labels)
+    if change.pop("threads", False):
+        torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=rf"run.pt is the checkpoint of another.*{words}"):
+            fit(model, learn, toy[1], checkpoint=path, **SETTINGS | change)
+    finally:
+        torch.set_num_threads(threads)
+    assert path.read_bytes() == before
+    assert all(map(torch.equal, untouched, model.parameters()))
+
+
+class Evil:
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_a_pickle_in_its_place_is_not_run(toy, tmp_path):
+    path, trace = tmp_path / "run.pt", tmp_path / "trace"
+    torch.save({"about": Evil(trace)}, path)
+    with pytest.warns(UserWarning, match="holds pickled objects, which may run code"):
+        fit(net(), *toy, checkpoint=path, **SETTINGS | {"epochs": 1})
+    assert not trace.exists()
+    torch.load(path.with_name("run.pt.damaged"), weights_only=False)  # and it is a trap indeed
+    assert trace.exists()
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(toy, tmp_path):
+    import resource
+
+    model = net()
+    expected = outcome(model, fit(model, *toy, **SETTINGS))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    model = net()
+    try:
+        with pytest.warns(
+            UserWarning, match=r"run.pt was not saved, training goes on: .*too large"
+        ):
+            found = outcome(model, fit(model, *toy, checkpoint=tmp_path / "run.pt", **SETTINGS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found == expected
+    assert [p.name for p in tmp_path.iterdir() if "run.pt" in p.name] == [".run.pt.lock"]
+
+
+def test_two_trainings_do_not_share_a_file(toy, tmp_path):
+    keeper = resume.Checkpoint(tmp_path / "run.pt", {"model": net()}, {}, toy)
+    with keeper.locked(), pytest.raises(OSError, match=r"run.pt is in use by another training"):
+        fit(net(), *toy, checkpoint=tmp_path / "run.pt", **SETTINGS)
+    fit(net(), *toy, checkpoint=tmp_path / "run.pt", **SETTINGS)
+
+
+def test_what_a_killed_process_left_is_cleared_away(toy, tmp_path):
+    (tmp_path / ".run.pt.abc.tmp").write_bytes(b"half")
+    fit(net(), *toy, checkpoint=tmp_path / "run.pt", **SETTINGS | {"epochs": 2})
+    found = sorted(p.name for p in tmp_path.iterdir())
+    assert found == [".run.pt.lock", "run.pt", "run.pt.previous"]
+
+
+class Signalling(ImageDataset):
+    """Images that send this process a signal when a certain batch is asked for."""
+
+    def __getitems__(self, indices):
+        if len(indices) > 1:
+            Signalling.batches += 1
+            if Signalling.batches == 8:
+                os.kill(os.getpid(), Signalling.number)
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_after_its_step_and_a_second_run_goes_on(
+    toy, tmp_path, monkeypatch, capsys, number
+):
+    model = net()
+    expected = outcome(model, fit(model, *toy, **SETTINGS))
+    monkeypatch.setattr(Signalling, "number", number, raising=False)
+    monkeypatch.setattr(Signalling, "batches", 0, raising=False)
+    before = signal.getsignal(number)
+    learn, model = Signalling(toy[0].images, toy[0].labels), net()
+    path = tmp_path / "run.pt"
+    history = fit(model, learn, toy[1], checkpoint=path, **SETTINGS | {"progress": True})
+    assert history.stopped == "after step 3 of epoch 2 of 4"
+    assert history.interrupted
+    assert "Interrupted after step 3 of epoch 2 of 4." in capsys.readouterr().out
+    assert (len(history.epochs), history.best_epoch) == (1, 1)
+    assert not model.training
+    assert signal.getsignal(number) is before
+    assert read(path)["progress"]["steps"] == 3
+    model = net()
+    history = fit(model, *toy, checkpoint=path, **SETTINGS)
+    assert outcome(model, history) == expected
+    assert not history.interrupted
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(toy, monkeypatch):
+    monkeypatch.setattr(Signalling, "number", signal.SIGINT, raising=False)
+    monkeypatch.setattr(Signalling, "batches", 0, raising=False)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        learn = Signalling(toy[0].images, toy[0].labels)
+        assert len(fit(net(), learn, toy[1], **SETTINGS).epochs) == 4
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), resume.deferred() as signals:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("not reached")
+
+
+def test_outside_the_main_thread_too_it_trains(toy):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit(net(), *toy, **SETTINGS)))
+    thread.start()
+    thread.join()
+    assert len(found[0].epochs) == 4
+
+
+def test_without_a_checkpoint_nothing_is_written(toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        fit(net(), *toy, **SETTINGS)
+    assert not list(tmp_path.iterdir())
