@@ -133,6 +133,12 @@ def test_digits_side_by_side_are_found_from_left_to_right():
         assert difference(image, digits.images[index]) < 20
 
 
+def test_specks_beside_digits_are_no_digits():
+    sheet = np.full((200, 300), 255, np.uint8)
+    sheet[60:140, 50:60] = sheet[60:140, 200:210] = sheet[10:12, 10:12] = sheet[190, 290] = 0
+    assert len(find_digits(sheet)) == 2
+
+
 def test_what_lies_above_each_other_is_one_digit():
     sheet = np.full((200, 300), 255, np.uint8)
     for left in (40, 180):  # an equals sign, twice

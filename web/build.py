@@ -21,7 +21,7 @@ def page(weights: Path) -> str:
     16-bit integers with a scale for each tensor: as small as fp16, and three times as exact here.
     """
     model = checkpoint.load(EnhancedNet(), weights)
-    card = json.loads(weights.with_suffix(".json").read_text())
+    card = checkpoint.read_card(weights)
     result = f"{card['test_correct']:,} of {card['test_images']:,} MNIST test images right."
     tensors = [p.detach() for p in model.parameters()]
     scales = [float(t.abs().max()) / 32_767 for t in tensors]

@@ -1,5 +1,6 @@
 """Weights on disk: written whole or not at all, read without running anybody's code."""
 
+import fcntl
 import hashlib
 import io
 import json
@@ -22,6 +23,9 @@ TENSORS = re.compile(
     r"collections OrderedDict|torch (\w+Storage|device)"
     r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.storage UntypedStorage"
 )
+
+
+CARD = {"model": str, "parameters": int, "versions": dict, "saved": str, "sha256": str}
 
 
 @contextmanager
@@ -57,8 +61,9 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     The .pth holds nothing but tensors, so that
     `model.load_state_dict(torch.load(path, weights_only=True))` works anywhere. `card`: plain
     values (data set, recipe, metrics, ...); the class, its size, the digest of the .pth, the
-    versions and the date are added. Raises OSError if one cannot be written; each of the two then
-    is whole all the same, what it was or what it was to be.
+    versions and the date are added. Of several processes that save there at once the last one wins.
+    Raises OSError if one cannot be written; each of the two then is whole all the same, what it was
+    or what it was to be.
     """
     path = Path(path)
     weights = to_bytes({name: t.cpu().clone() for name, t in model.state_dict().items()})
@@ -72,9 +77,13 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
     try:
-        with atomic(path.with_suffix(".json")) as card_file, atomic(path) as weights_file:
-            weights_file.write_bytes(weights)
-            card_file.write_text(json.dumps(about, indent=2) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent, fcntl.LOCK_EX):
+            for left in path.parent.glob(f".{path.stem}.*.tmp"):  # by a killed process
+                left.unlink()
+            with atomic(path.with_suffix(".json")) as card_file, atomic(path) as weights_file:
+                weights_file.write_bytes(weights)
+                card_file.write_text(json.dumps(about, indent=2) + "\n")
     except OSError as error:
         raise OSError(f"{path} was not saved: {error}. What was there before is whole.") from error
 
@@ -92,6 +101,56 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     _check_fit(model, state, path)
     model.load_state_dict(state)
     return model.eval()
+
+
+def read_card(path: str | Path) -> dict:
+    """Return what the card beside the weights at `path` says about them.
+
+    Raises OSError if one of the two cannot be read, and ValueError if the card is damaged or about
+    other weights.
+    """
+    path = Path(path)
+    with _locked(path.parent, fcntl.LOCK_SH):
+        card = read_json(path.with_suffix(".json"), CARD)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if card["sha256"] != sha256:
+        raise ValueError(
+            f"{path.with_suffix('.json')} is about other weights: those whose SHA-256 begins "
+            f"{card['sha256'][:12]!r}, found {sha256[:12]!r}. Save both anew."
+        )
+    return card
+
+
+def read_json(path: Path, expected: dict[str, type]) -> dict:
+    """Return the object in a .json file, which has at least the `expected` entries.
+
+    Raises OSError if it cannot be read, and ValueError if it is no such object.
+    """
+    try:
+        found = json.loads(path.read_bytes(), parse_constant=_refuse)
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, expected an object")
+        for name, kind in expected.items():
+            if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
+                raise ValueError(f"at {name!r} it holds {found.get(name)!r:.80}, expected {kind}")
+        return found
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or of another kind: {error!r:.300}.") from error
+
+
+def _refuse(constant: str):
+    raise ValueError(f"it holds {constant}, expected finite numbers")
+
+
+@contextmanager
+def _locked(folder: Path, how: int):
+    """Hold a lock on the folder, which the operating system takes back however a process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def read(path: Path, limit: int | None = None) -> object:

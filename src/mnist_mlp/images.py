@@ -46,7 +46,8 @@ def find_digits(picture: Picture) -> torch.Tensor:
     """
     ink, blobs = _blobs(_grey(picture))
     spans = []  # of columns, with the numbers of the blobs that they hold
-    for number, box in sorted(enumerate(ndimage.find_objects(blobs), 1), key=_left):
+    boxes = enumerate(ndimage.find_objects(blobs), 1)
+    for number, box in sorted((b for b in boxes if b[1]), key=_left):  # None: it was a speck
         left, right = box[1].start, box[1].stop
         if spans and spans[-1][1] - left >= 0.4 * min(right - left, spans[-1][1] - spans[-1][0]):
             spans[-1][1] = max(right, spans[-1][1])
@@ -148,9 +149,9 @@ def _open(path: str | PathLike) -> Image.Image:
         raise ValueError(f"{path} is not a picture: expected one of {kinds}.") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture: {error}.") from error
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError):
         raise
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow raises for a damaged file
+    except Exception as error:  # parsers raise whatever they like on bytes that are not theirs
         raise ValueError(f"{path} is damaged: {error}.") from error
 
 

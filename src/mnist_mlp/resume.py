@@ -1,5 +1,6 @@
 """A training in the middle, on disk: `fit` goes on from there after whatever has stopped it."""
 
+import copy
 import hashlib
 import os
 import signal
@@ -60,7 +61,10 @@ class Checkpoint:
         A damaged file is set aside as `.damaged`, and the one before it taken. Raises ValueError
         if it is of another training, and names what differs; nothing is then changed.
         """
-        for path in (self.path, self._beside(".previous")) if self.path else ():
+        if not self.path:
+            return {}
+        untouched = copy.deepcopy({name: part.state_dict() for name, part in self.parts.items()})
+        for path in (self.path, self._beside(".previous")):
             try:
                 state = read(path)
                 about = state["about"]
@@ -70,13 +74,13 @@ class Checkpoint:
                     if about.get(name) != self.about.get(name)
                 ]
                 if not differing:
-                    for name, part in self.parts.items():
-                        part.load_state_dict(state["parts"][name])
+                    self._load(state["parts"])
                     torch.set_rng_state(state["torch"])
-                    return state["progress"]
+                    return dict(state["progress"])
             except FileNotFoundError:
                 continue
             except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+                self._load(untouched)
                 aside = self._beside(".damaged")
                 os.replace(path, aside)
                 warnings.warn(f"{path} is of no use and now {aside}: {error!r}.", stacklevel=3)
@@ -100,6 +104,10 @@ class Checkpoint:
                     os.replace(self.path, self._beside(".previous"))
         except OSError as error:
             warnings.warn(f"{self.path} was not saved, training goes on: {error}.", stacklevel=3)
+
+    def _load(self, states: dict) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(states[name])
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)

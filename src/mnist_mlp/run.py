@@ -9,6 +9,10 @@ from mnist_mlp import checkpoint, data, distill, model, train
 
 DATA = {"dataset": "mnist", "model": "EnhancedNet", "lessons": ""}
 MODELS = {"EnhancedNet": model.EnhancedNet, "ConvNet": model.ConvNet}
+RECORD = {
+    "run": dict, "version": dict, "threads": int, "validation_accuracy": float, "best_epoch": int,
+    "sha256": str, "seconds": float, "epochs": list,
+}  # fmt: skip
 VERSION = {"record": 1, "torch": str(torch.__version__)}
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from mnist_mlp.checkpoint import atomic
-from mnist_mlp.run import VERSION, complete, run_name, train_run
+from mnist_mlp.checkpoint import atomic, read_json
+from mnist_mlp.run import RECORD, VERSION, complete, run_name, train_run
 
 
 def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
@@ -46,7 +46,7 @@ def _train(path: Path, run: dict, threads: int) -> tuple[Path, dict, bytes]:
 def _read(path: Path, run: dict) -> dict | None:
     """Return the run's record, or None where it or its weights are of no use: then say why."""
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path, RECORD)
         sha256 = hashlib.sha256(path.with_suffix(".pth").read_bytes()).hexdigest()
         expected = {"run": run, "version": VERSION, "sha256": sha256}
         if other := [name for name, value in expected.items() if record[name] != value]:

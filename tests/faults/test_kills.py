@@ -1,0 +1,168 @@
+"""SIGKILL at any moment of training and saving; two processes that save to the same file."""
+
+import hashlib
+import json
+import multiprocessing
+import random
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from mnist_mlp import checkpoint, train
+from mnist_mlp.data import ImageDataset
+from mnist_mlp.model import EnhancedNet
+
+KILLS = 200
+SETTINGS = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "progress": False}
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["mnist_mlp.train", "torchvision.datasets"])
+
+
+def digest(model) -> str:
+    return hashlib.sha256(
+        b"".join(t.numpy().tobytes() for t in model.state_dict().values())
+    ).hexdigest()
+
+
+def train_and_save(folder: Path, resumable: bool) -> None:
+    """Train, save every two steps, save the weights, and at last write what came out."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # noise cannot be learned
+    train.SAVE_STEPS = 2
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (180, 28, 28), dtype=torch.uint8, generator=generator)
+    parts = [
+        ImageDataset(images[rows], torch.arange(180)[rows] % 10)
+        for rows in (slice(130), slice(130, 180))
+    ]
+    torch.manual_seed(0)
+    model = EnhancedNet()
+    file = folder / "run.pt" if resumable else None
+    history = train.fit(model, *parts, checkpoint=file, **SETTINGS)
+    checkpoint.save(model, folder / "models" / "net.pth")
+    epochs = [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs]
+    with checkpoint.atomic(folder / "end.json") as file:
+        file.write_text(json.dumps([epochs, history.best_epoch, digest(model)]))
+
+
+def run(folder: Path, resumable: bool = True, kill_after: float | None = None) -> bool:
+    """Run it in a process of its own; return whether it came to its end."""
+    process = CONTEXT.Process(target=train_and_save, args=(folder, resumable))
+    process.start()
+    process.join(kill_after)
+    process.kill()
+    process.join()
+    return process.exitcode == 0
+
+
+def test_a_training_killed_at_any_of_200_moments_ends_in_the_same_bits(tmp_path, capsys):
+    """After each kill what is on disk is whole, and the next run ends as if nothing had been."""
+    (tmp_path / "whole").mkdir()
+    assert run(tmp_path / "whole", resumable=False)
+    expected = (tmp_path / "whole" / "end.json").read_text()
+    seconds = []
+    for attempt in range(3):
+        (tmp_path / f"timed {attempt}").mkdir()
+        start = time.perf_counter()
+        assert run(tmp_path / f"timed {attempt}")
+        seconds.append(time.perf_counter() - start)
+    chance = random.Random(0)
+    moments = [chance.uniform(0, 1.3 * sorted(seconds)[1]) for _ in range(3 * KILLS)]
+
+    def survive(number: int) -> str:
+        """Return what was on disk after the kill, or "" if the run was over before it."""
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if run(folder, kill_after=moments[number]):
+            return ""
+        files = [folder / "run.pt", folder / "run.pt.previous"]
+        there = [path for path in files if path.exists()]
+        for path in there:
+            checkpoint.read(path)  # both: neither is ever half written
+        if (weights := folder / "models" / "net.pth").exists():
+            checkpoint.load(EnhancedNet(), weights)
+        assert run(folder)
+        assert (folder / "end.json").read_text() == expected
+        card = checkpoint.read_card(weights)
+        assert card["parameters"] == 575_050
+        left = {path.name for path in folder.rglob("*") if path.is_file()}
+        known = {"run.pt", "run.pt.previous", ".run.pt.lock", "end.json", "net.pth", "net.json"}
+        assert {name for name in left if not name.startswith(".end.json")} == known
+        for path in folder.rglob("*.p*"):
+            path.unlink()
+        return "a checkpoint" if there else "nothing yet"
+
+    killed = []
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(moments), 20):
+            killed += filter(None, pool.map(survive, range(start, start + 20)))
+            if len(killed) >= KILLS:
+                break
+    with capsys.disabled():
+        with_checkpoint = killed.count("a checkpoint")
+        print(f"\n{len(killed)} of {len(killed)} kills survived, {with_checkpoint} past a save.")
+    assert len(killed) >= KILLS
+    assert killed.count("a checkpoint") >= KILLS / 2
+
+
+def save_often(path: Path, value: float, times: int) -> None:
+    torch.set_num_threads(1)
+    model = EnhancedNet()
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, value)
+    for _ in range(times):
+        checkpoint.save(model, path, value=value)
+
+
+def test_two_processes_save_to_the_same_file_and_a_reader_sees_whole_ones(tmp_path):
+    path = tmp_path / "models" / "net.pth"
+    save_often(path, 0.5, 1)
+    writers = [CONTEXT.Process(target=save_often, args=(path, v, 40)) for v in (0.25, 0.75)]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        weights = checkpoint.load(EnhancedNet(), path).state_dict()
+        (value,) = {float(v) for t in weights.values() for v in (t.min(), t.max())}
+        assert value in (0.25, 0.5, 0.75)
+        seen.add(value)
+        assert checkpoint.read_card(path)["value"] in (0.25, 0.5, 0.75)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen >= {0.25, 0.75}
+    weights = checkpoint.load(EnhancedNet(), path)
+    assert checkpoint.read_card(path)["value"] == weights.layer1.bias[0].item()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["net.json", "net.pth"]
+
+
+def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, capsys):
+    """Timed where it is spent, for the difference of two whole trainings is noise."""
+    from mnist_mlp import resume
+
+    spent = []
+
+    def timed(function):
+        def call(*args):
+            start = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                spent.append(time.perf_counter() - start)
+
+        return call
+
+    for name in ("__init__", "restore", "save"):
+        monkeypatch.setattr(resume.Checkpoint, name, timed(getattr(resume.Checkpoint, name)))
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    train.fit(
+        EnhancedNet(), mnist.train, mnist.validation, epochs=6, progress=False,
+        checkpoint=tmp_path / "run.pt",
+    )  # fmt: skip
+    share = sum(spent) / (time.perf_counter() - start - sum(spent))
+    with capsys.disabled():
+        print(f"\nA checkpoint every epoch costs {share:.1%} of the training's time.")
+    assert len(spent) == 8
+    assert share < 0.1  # 2% on an idle machine
