@@ -151,6 +151,7 @@ def test_with_both_files_damaged_it_begins_anew(toy, tmp_path, stop_at):
 def test_another_training_is_refused_and_what_differs_is_named(
     toy, tmp_path, stop_at, change, words
 ):
+    change = dict(change)
     path = tmp_path / "run.pt"
     stop_at(13, path, net(), **SETTINGS)
     before, threads = path.read_bytes(), torch.get_num_threads()
