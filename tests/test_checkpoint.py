@@ -199,3 +199,117 @@ def test_another_architecture_is_refused_and_the_model_unchanged(tmp_path, conte
     with pytest.raises(ValueError, match=words):
         checkpoint.load(model, tmp_path / "net.pth")
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_card_has_these_entries_one_a_line(saved):
+    text = saved[1].with_suffix(".json").read_text()
+    card = json.loads(text)
+    names = ["model", "parameters", "dataset", "test_correct", "versions", "machine", "saved"]
+    assert list(card) == [*names, "sha256"]
+    assert list(card["versions"]) == ["python", "torch"]
+    assert text.startswith('{\n  "model": "EnhancedNet",\n')
+    assert card["saved"].endswith("+00:00")  # the time of no place in particular
+
+
+def test_a_card_is_read_and_held_against_its_weights(saved):
+    _, path = saved
+    card = checkpoint.read_card(str(path))
+    assert (card["test_correct"], card["parameters"]) == (7, 575_050)
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"net.json is about other weights: .* begins '[0-9a-f]{12}', f"
+    ) as e:
+        checkpoint.read_card(path)
+    assert str(e.value).startswith(str(path.with_suffix(".json")))
+    assert f"begins {card['sha256'][:12]!r}, found '" in str(e.value)
+    assert str(e.value).endswith("Save both anew.")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[1]", "it holds a list, expected an object"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"model": "EnhancedNet", "parameters": NaN}', "it holds NaN, expected finite numbers"),
+        ('{"model": "EnhancedNet", "parameters": true}', "at 'parameters' it holds True, expected"),
+        ('{"model": "EnhancedNet"}', "at 'parameters' it holds None, expected .*int"),
+        ('{"model": 5}', "at 'model' it holds 5, expected .*str"),
+    ],
+)
+def test_a_card_that_is_none_is_named_with_what_is_wrong(saved, content, words):
+    saved[1].with_suffix(".json").write_text(content)
+    with pytest.raises(ValueError, match=rf"net.json is damaged or of another kind: .*{words}"):
+        checkpoint.read_card(saved[1])
+
+
+def test_a_file_larger_than_twice_the_model_is_refused_unread(saved, monkeypatch):
+    _, path = saved
+    with path.open("ab") as file:
+        file.truncate(5_600_400)
+    with pytest.raises(ValueError, match="damaged, cut off"):
+        checkpoint.load(EnhancedNet(), path)
+    with path.open("ab") as file:
+        file.truncate(5_600_401)
+    monkeypatch.setattr(checkpoint.zipfile, "ZipFile", None)
+    with pytest.raises(
+        ValueError, match=r"net.pth is too large: 5,600,401 bytes, expected at most 5,600,400\."
+    ):
+        checkpoint.load(EnhancedNet(), path)
+
+
+def rewritten(content: bytes, **how) -> bytes:
+    import io
+    import zipfile
+
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w", **how) as new:
+        for record in old.infolist():
+            new.writestr(record.filename, old.read(record))
+    return file.getvalue()
+
+
+def test_a_packed_archive_may_be_a_bomb_and_is_refused(saved):
+    import zipfile
+
+    _, path = saved
+    path.write_bytes(rewritten(path.read_bytes(), compression=zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match=r"it is packed, as torch\.save packs nothing"):
+        checkpoint.load(EnhancedNet(), path)
+
+
+def test_records_that_overlap_are_refused(saved):
+    """All entries of the directory name the same bytes: a small file, once unpacked large."""
+    import zipfile
+
+    _, path = saved
+    with zipfile.ZipFile(path, "a") as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        for copy in range(3):
+            again = zipfile.ZipInfo(f"{largest.filename}{copy}")
+            for name in ("header_offset", "CRC", "file_size", "compress_size"):
+                setattr(again, name, getattr(largest, name))
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+        archive._didModify = True
+    with pytest.raises(ValueError, match="its records overlap"):
+        checkpoint.load(EnhancedNet(), path)
+
+
+def test_a_name_that_torch_would_allow_but_no_state_dict_needs_is_refused(tmp_path):
+    torch.save({"layer1.weight": bytearray(10)}, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net.pth holds pickled objects, .*expected only tensors"):
+        checkpoint.load(EnhancedNet(), tmp_path / "net.pth")
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    checkpoint.save(EnhancedNet(), tmp_path / "a" / "b" / "net.pth")
+    checkpoint.load(EnhancedNet(), tmp_path / "a" / "b" / "net.pth")
+
+
+def test_another_architecture_is_named_with_the_file(tmp_path):
+    torch.save(nn.Linear(784, 10).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net.pth is not a EnhancedNet: at bias it holds"):
+        checkpoint.load(EnhancedNet(), tmp_path / "net.pth")

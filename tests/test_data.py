@@ -260,3 +260,55 @@ def test_a_data_set_moves_to_a_device_with_its_labels(small_mnist, monkeypatch):
     moved = replace(train, mean=0.5).to("meta")
     assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
     assert (moved.mean, len(moved)) == (0.5, len(train))
+
+
+def test_by_default_it_is_mnist_split_with_seed_0(small_mnist, monkeypatch):
+    monkeypatch.setenv("MNIST_ROOT", str(small_mnist))
+    monkeypatch.setattr(download, "_download", None)  # not needed
+    splits = data.load()
+    assert splits.name == "mnist"
+    seed_0 = data.load("mnist", small_mnist, seed=0)
+    assert torch.equal(splits.validation.images, seed_0.validation.images)
+
+
+def test_auto_without_mnist_is_the_digits_of_the_same_seed_and_warns_where_it_was_called(tmp_path):
+    with pytest.warns(UserWarning, match=r"NOT MNIST\. MNIST is not there: .*lacks") as found:
+        splits = data.load("auto", tmp_path / "nowhere", download=False, seed=3)
+    assert found[0].filename == __file__
+    assert (splits.name, splits.note) == ("digits", str(found[0].message))
+    expected = data.load("digits", seed=3)
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(splits, part).images, getattr(expected, part).images)
+
+
+def test_other_data_sets_get_the_same_arguments(tmp_path, monkeypatch):
+    from mnist_mlp import others
+
+    monkeypatch.setattr(others, "load", lambda *arguments: arguments)
+    assert data.load("fashion", tmp_path) == ("fashion", tmp_path, True, 0)
+    expected = ("usps", tmp_path, False, 7)
+    assert data.load("usps", str(tmp_path), download=False, seed=7) == expected
+
+
+def test_home_is_the_working_directory_where_the_package_is_installed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "lib" / "site" / "mnist_mlp" / "data.py"))
+    assert data.home() == tmp_path
+
+
+def test_what_is_wrong_with_a_file_is_said_in_so_many_words(small_mnist):
+    path = small_mnist / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    content, remedy = path.read_bytes(), "or copy it from a good source."
+    for wrong, words in [
+        (content[:-1], r"is truncated: 137 bytes, expected 138\. Load with download=True to fetch"),
+        (content + b"0", r"is not MNIST's: 139 bytes, expected 138\. Load with download=True"),
+        (content[:-1] + b"0", r"SHA-256 begins [0-9a-f]{12}, expected [0-9a-f]{12}\. Load with"),
+    ]:
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=words) as found:
+            data.load("mnist", small_mnist, download=False)
+        assert str(found.value).endswith(remedy)
+    path.unlink()
+    path.with_name("t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks t10k-images-idx3-ubyte, t10k-labels-idx1"):
+        data.load("mnist", small_mnist, download=False)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,48 @@ def test_the_temperature_undoes_a_too_sure_model():
     scaled = sure.scaled(sure.temperature())
     assert torch.equal(scaled.predicted, sure.predicted)
     assert scaled.calibration()["ece"] < 0.02 < 0.2 < sure.calibration()["ece"]
+
+
+def test_the_report_has_a_line_for_each_class_the_missing_too():
+    logits = torch.tensor([[3.0, 1, 0], [3, 1, 0], [0, 4, 0], [0, 0.5, 0]])
+    found = Evaluation(logits, torch.tensor([0, 1, 1, 1]), ("ant", "bee", "cow"))
+    lines = {line.split()[0]: line.split()[1:] for line in found.report().splitlines() if line}
+    assert lines["ant"] == ["0.5000", "1.0000", "0.6667", "1"]
+    assert lines["bee"] == ["1.0000", "0.6667", "0.8000", "3"]
+    assert lines["cow"] == ["0.0000", "0.0000", "0.0000", "0"]
+
+
+def test_a_certain_answer_lies_in_the_last_of_15_bins():
+    logits = torch.tensor([[1000.0, 0], [0.0, 0.1]])
+    found = Evaluation(logits, torch.tensor([0, 0]), ("a", "b"))
+    curve = found.calibration()
+    assert curve["count"].tolist() == [1, 1]
+    assert curve["confidence"].tolist() == pytest.approx([0.524979, 1.0])
+    assert curve["accuracy"].tolist() == [0, 1]
+    assert curve["ece"] == pytest.approx(0.524979 / 2)
+    many = Evaluation(torch.stack([torch.linspace(0, 5, 500), torch.zeros(500)], 1),
+                      torch.zeros(500).long(), ("a", "b"))  # fmt: skip
+    assert many.calibration()["count"].tolist() == many.calibration(15)["count"].tolist()
+
+
+def test_the_temperature_stays_within_a_factor_of_20():
+    logits = torch.tensor([[5.0, 0.0]] * 20)
+    always = Evaluation(logits, torch.zeros(20).long(), ("a", "b"))
+    never = Evaluation(logits, torch.ones(20).long(), ("a", "b"))
+    assert always.temperature() == pytest.approx(math.exp(-3), rel=1e-3)
+    assert never.temperature() == pytest.approx(math.exp(3), rel=1e-3)
+
+
+def test_equally_confident_mistakes_come_in_order():
+    found = Evaluation(torch.tensor([[1.0, 0.0]] * 300), torch.ones(300).long(), ("a", "b"))
+    assert found.mistakes().tolist() == list(range(300))
+
+
+def test_as_many_won_as_lost_is_no_difference_but_an_interval():
+    a = torch.tensor([True] * 5 + [False] * 5 + [True] * 90)
+    b = torch.tensor([False] * 5 + [True] * 5 + [True] * 90)
+    found = compare(a, b)
+    assert found.difference == 0
+    assert found.low == pytest.approx(-found.high)
+    assert found.high == pytest.approx((2 * 0.8128 - 1) * 0.1, abs=1e-4)
+    assert found.p_value == 1
