@@ -171,11 +171,11 @@ def test_a_certain_answer_lies_in_the_last_of_15_bins():
 
 
 def test_the_temperature_stays_within_a_factor_of_20():
-    logits = torch.tensor([[5.0, 0.0]] * 20)
+    logits = torch.tensor([[0.2, 0.0]] * 20)
     always = Evaluation(logits, torch.zeros(20).long(), ("a", "b"))
     never = Evaluation(logits, torch.ones(20).long(), ("a", "b"))
-    assert always.temperature() == pytest.approx(math.exp(-3), rel=1e-3)
-    assert never.temperature() == pytest.approx(math.exp(3), rel=1e-3)
+    assert always.temperature() == pytest.approx(math.exp(-3), rel=1e-2)
+    assert never.temperature() == pytest.approx(math.exp(3), rel=1e-2)
 
 
 def test_equally_confident_mistakes_come_in_order():

@@ -77,8 +77,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
         (lambda text: text.replace('"record": 1', '"record": 0'), "another version"),
         (lambda text: text.replace('"epochs": 2', '"epochs": 3', 1), "another run"),
         (lambda text: text.replace('"sha256": "', '"sha256": "0'), "another sha256"),
-        (lambda text: "[]", "TypeError"),
-        (lambda text: "{}", "KeyError"),
+        (lambda text: "[]", "it holds a list, expected an object"),
+        (lambda text: "{}", "it holds None, expected"),
     ],
 )
 def test_a_record_that_is_of_no_use_is_named_and_computed_again(tmp_path, capsys, damage, words):
