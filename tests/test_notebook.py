@@ -239,7 +239,9 @@ def papermill(tmp_path, *arguments):
 def test_only_a_whole_run_of_the_published_recipe_on_mnist_gets_the_published_names():
     published = default_settings()
     assert nb.variant("mnist", History(published)) == ""
-    assert nb.variant("mnist", History(published, interrupted=True)) == "tweaked"
+    assert (
+        nb.variant("mnist", History(published, stopped="after step 1 of epoch 2 of 9")) == "tweaked"
+    )
     assert nb.variant("mnist", History(published | {"epochs": 1})) == "tweaked"
     assert nb.variant("digits", History(published)) == "digits"
 
@@ -295,7 +297,11 @@ def test_the_log_compares_each_run_with_the_first():
     log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))
     log.add("digits", History(settings, epochs), judged(999))
     log.add("mnist", History(settings | {"seed": 2}, epochs), judged(900))  # again: no new row
-    log.add("mnist", History(settings | {"epochs": 9}, epochs, interrupted=True), judged(940))
+    log.add(
+        "mnist",
+        History(settings | {"epochs": 9}, epochs, stopped="after step 1 of epoch 2 of 9"),
+        judged(940),
+    )
     assert list(log.histories()) == [
         "run 1", "run 2 (epochs=2)", "run 3 (seed=1)", "run 4 (seed=2)", "run 5 (dataset=digits)",
         "run 6 (epochs=1 of 9)",
