@@ -57,10 +57,15 @@ export function drawingPad(host, changed) {
       const [w, h] = [mark.picture.width * scale, mark.picture.height * scale];
       context.drawImage(mark.picture, (SIDE - w) / 2, (SIDE - h) / 2, w, h);
     } else {
-      context.strokeStyle = mark.erase ? "white" : "black";
+      context.strokeStyle = context.fillStyle = mark.erase ? "white" : "black";
       context.lineWidth = mark.erase ? ERASER : PEN;
       context.lineCap = context.lineJoin = "round";
       context.beginPath();
+      if (mark.points.length === 1) { // a tap: browsers draw no line of no length
+        context.arc(...mark.points[0], context.lineWidth / 2, 0, 2 * Math.PI);
+        context.fill();
+        return;
+      }
       context.moveTo(...mark.points[0]);
       for (const point of mark.points) context.lineTo(...point);
       context.stroke();
