@@ -65,7 +65,7 @@ def _download(root: Path, kind: str, read: Callable[[Path], object], arguments: 
     """Download into a folder of its own, verify, and only then move each file to its place."""
     from torchvision import datasets
 
-    part = root / ".partial"
+    part = root / f".partial-{kind}"  # its own: another's may be half done
     original = getattr(datasets, kind)
     mirrors = [*getattr(original, "mirrors", [""]), *([MIRROR] if kind == "MNIST" else [])]
     timeout = socket.getdefaulttimeout()

@@ -6,6 +6,7 @@ import http.server
 import multiprocessing
 import os
 import random
+import shutil
 import socket
 import struct
 import threading
@@ -172,12 +173,18 @@ def test_a_damaged_file_is_set_aside_and_fetched_again(server, root):
 
 
 def test_what_a_killed_download_left_does_no_harm(server, root, small_files):
-    part = root / ".partial" / "MNIST" / "raw"
+    part = root / ".partial-MNIST" / "MNIST" / "raw"
     part.mkdir(parents=True)
     for name, content in small_files.items():  # half extracted
         (part / name).write_bytes(content[:1000])
     (part / f"{IMAGES}.gz").write_bytes(b"half")
+    other = root / ".partial-EMNIST" / "EMNIST" / "raw" / "gzip.zip"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"half")
     data.load("mnist", root)
+    assert not (root / "EMNIST").exists()  # another download's half file stays where it was
+    assert other.read_bytes() == b"half"
+    shutil.rmtree(root / ".partial-EMNIST")
     assert is_whole(root)
 
 
