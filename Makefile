@@ -8,7 +8,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: setup notebook lab test lint page seeds ladder bench calibrate profile scaling figures
+.PHONY: setup notebook lab test lint page seeds ladder bench calibrate profile scaling figures mutants
 
 setup: .venv/.installed
 
@@ -45,6 +45,10 @@ ladder: setup  ## every step from the course project's recipe to the best, into 
 
 profile: setup  ## where an epoch's time goes, beside the floor: a minute
 	$(BIN)/python benchmarks/where_time_goes.py
+
+mutants: setup  ## does a test notice each small break of the core? into a record: an hour
+	$(BIN)/python -m pip install -q mutmut==3.8.1
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/mutants.py
 
 scaling: setup  ## seconds and memory against data, width, batch size, threads: two minutes
 	$(BIN)/python benchmarks/scaling.py && $(BIN)/python benchmarks/draw.py

@@ -271,10 +271,15 @@ def test_by_default_it_is_mnist_split_with_seed_0(small_mnist, monkeypatch):
     assert torch.equal(splits.validation.images, seed_0.validation.images)
 
 
-def test_auto_without_mnist_is_the_digits_of_the_same_seed_and_warns_where_it_was_called(tmp_path):
+def test_auto_warns_at_the_line_that_called_it(tmp_path):
+    with pytest.warns(UserWarning, match="NOT MNIST") as found:
+        data.load("auto", tmp_path / "nowhere", download=False)
+    assert found[0].filename == __file__
+
+
+def test_auto_without_mnist_is_the_digits_of_the_same_seed(tmp_path):
     with pytest.warns(UserWarning, match=r"NOT MNIST\. MNIST is not there: .*lacks") as found:
         splits = data.load("auto", tmp_path / "nowhere", download=False, seed=3)
-    assert found[0].filename == __file__
     assert (splits.name, splits.note) == ("digits", str(found[0].message))
     expected = data.load("digits", seed=3)
     for part in ("train", "validation", "test"):

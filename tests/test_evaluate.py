@@ -148,6 +148,7 @@ def test_the_temperature_undoes_a_too_sure_model():
     assert scaled.calibration()["ece"] < 0.02 < 0.2 < sure.calibration()["ece"]
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_report_has_a_line_for_each_class_the_missing_too():
     logits = torch.tensor([[3.0, 1, 0], [3, 1, 0], [0, 4, 0], [0, 0.5, 0]])
     found = Evaluation(logits, torch.tensor([0, 1, 1, 1]), ("ant", "bee", "cow"))
@@ -158,13 +159,13 @@ def test_the_report_has_a_line_for_each_class_the_missing_too():
 
 
 def test_a_certain_answer_lies_in_the_last_of_15_bins():
-    logits = torch.tensor([[1000.0, 0], [0.0, 0.1]])
-    found = Evaluation(logits, torch.tensor([0, 0]), ("a", "b"))
+    logits = torch.tensor([[1000.0, 0], [4.0, 0], [0.0, 0.1]])  # 0.982014 is in the last one too
+    found = Evaluation(logits, torch.tensor([0, 0, 0]), ("a", "b"))
     curve = found.calibration()
-    assert curve["count"].tolist() == [1, 1]
-    assert curve["confidence"].tolist() == pytest.approx([0.524979, 1.0])
+    assert curve["count"].tolist() == [1, 2]
+    assert curve["confidence"].tolist() == pytest.approx([0.524979, (1 + 0.982014) / 2])
     assert curve["accuracy"].tolist() == [0, 1]
-    assert curve["ece"] == pytest.approx(0.524979 / 2)
+    assert curve["ece"] == pytest.approx((0.524979 + 2 * (1 - (1 + 0.982014) / 2)) / 3)
     many = Evaluation(torch.stack([torch.linspace(0, 5, 500), torch.zeros(500)], 1),
                       torch.zeros(500).long(), ("a", "b"))  # fmt: skip
     assert many.calibration()["count"].tolist() == many.calibration(15)["count"].tolist()

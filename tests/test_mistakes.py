@@ -35,7 +35,7 @@ IN_THE_PACKAGE = {
     ),
     "no zero_grad": (
         "train.py",
-        "optimizer.zero_grad()",
+        "self.optimizer.zero_grad()",
         "pass",
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
@@ -89,8 +89,8 @@ IN_THE_PACKAGE = {
     ),
     "the saved weights not the averaged ones": (
         "train.py",
-        "copy.deepcopy(kept.state_dict())",
-        "copy.deepcopy(model.state_dict())",
+        "copy.deepcopy(learner.kept.state_dict())",
+        "copy.deepcopy(learner.model.state_dict())",
         "test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "augmentation left on at evaluation": (
@@ -101,8 +101,8 @@ IN_THE_PACKAGE = {
     ),
     "augmentation left on at validation": (
         "train.py",
-        "evaluate(kept, validation)",
-        "evaluate(kept, __import__('dataclasses').replace("
+        "evaluate(learner.kept, validation)",
+        "evaluate(learner.kept, __import__('dataclasses').replace("
         "validation, augment=lambda images: images.roll(2, 2)))",
         "test_train.py::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
     ),

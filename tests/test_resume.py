@@ -233,6 +233,14 @@ class Signalling(ImageDataset):
         return super().__getitems__(indices)
 
 
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored():
+    """What a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_training_after_its_step_and_a_second_run_goes_on(
     toy, tmp_path, monkeypatch, capsys, number

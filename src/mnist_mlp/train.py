@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -114,29 +114,23 @@ def fit(
     settings = {k: v for k, v in locals().items() if k in named or extras.get(k, v) != v}
     turns = [train] if isinstance(train, ImageDataset) else train
     check_settings(settings, min(map(len, turns)))
+    batch_counts = [math.ceil(len(turns[e % len(turns)]) / batch_size) for e in range(epochs)]
+    learner = _Learner(
+        model, sum(batch_counts), optimizer=optimizer, schedule=schedule,
+        learning_rate=learning_rate, weight_decay=weight_decay, averaging=averaging,
+    )  # fmt: skip
     loss_of = partial(F.cross_entropy, label_smoothing=label_smoothing)
     if turns[0].answers is not None:
         loss_of = partial(soft_loss, temperature=temperature)
-    optimizer = OPTIMIZERS[optimizer](model, lr=learning_rate, weight_decay=weight_decay)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    steps = sum(math.ceil(len(turns[e % len(turns)]) / batch_size) for e in range(epochs))
-    schedule = SCHEDULES[schedule](optimizer, peaks, steps)
-    average = partial(_move_average, decay=averaging)
-    averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
-    kept = averaged.module if averaged else model
     change = partial(_change, augment=augment, elastic=elastic, noise=noise)
     device = validation.images.device.type
     rounded = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
-
-    states = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    states |= {"averaged": averaged} if averaged else {}
-    file = Checkpoint(checkpoint, states, settings, [*turns, validation])
-
+    file = Checkpoint(checkpoint, learner.parts, settings, [*turns, validation])
     history = History(settings)
     with file.locked(), deferred() as signals:
         at = {"epochs": [], "best": None, "best_epoch": 0, "drawn": None} | NOTHING | file.restore()
         history.epochs, history.best_epoch = at["epochs"], at["best_epoch"]
-        best = at["best"] or kept.state_dict()  # no copy: moves along until an epoch ends
+        best = at["best"] or learner.kept.state_dict()  # no copy: moves along until an epoch ends
         bar = tqdm(
             total=epochs, initial=len(history.epochs), desc="Training", unit="epoch",
             file=sys.stdout, disable=not progress,
@@ -149,18 +143,17 @@ def fit(
                 batches = loader(lesson, batch_size, generator, change, skip=at["steps"])
                 if at["steps"]:
                     generator.set_state(at["drawn"])
-                parts = model, optimizer, schedule, averaged
-                for _ in _steps(*parts, batches, loss_of, rounded, at):
+                for _ in learner.steps(batches, loss_of, rounded, at):
                     if signals or at["steps"] % SAVE_STEPS == 0:
                         now = time.perf_counter() - start
                         file.save(at | {"drawn": generator.get_state(), "seconds": now})
                     if signals:
                         raise KeyboardInterrupt
-                judged = evaluate(kept, validation)
-                rate, now = schedule.get_last_lr()[0], time.perf_counter() - start
+                judged = evaluate(learner.kept, validation)
+                rate, now = learner.schedule.get_last_lr()[0], time.perf_counter() - start
                 history.epochs.append(_record(at, judged, rate, epochs, now))
                 if judged.accuracy >= history.validation_accuracy:
-                    best, history.best_epoch = copy.deepcopy(kept.state_dict()), epoch
+                    best, history.best_epoch = copy.deepcopy(learner.kept.state_dict()), epoch
                 at |= {"best": best, "best_epoch": history.best_epoch} | NOTHING
                 file.save(at)
                 loss, found = history.epochs[-1]["loss"], judged.accuracy
@@ -198,42 +191,67 @@ SAVE_STEPS = 1000  # a checkpoint within the epoch
 NOTHING = {"steps": 0, "examples": 0, "correct": 0, "loss": 0.0, "seconds": 0.0}  # of an epoch
 
 
-def _steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    averaged: AveragedModel | None,
-    batches: DataLoader,
-    loss_of: Callable[..., torch.Tensor],
-    rounded: torch.autocast,
-    at: dict,
-) -> Iterator[None]:
-    """Take a step for each batch, add up in `at` what `NOTHING` names, and yield after each."""
-    model.train()
-    for images, labels, *answers in batches:
-        with rounded:
-            logits = model(images)
-        if logits.shape[1] != (classes := len(batches.dataset.classes)):
-            raise ValueError(f"the model has {logits.shape[1]} outputs for {classes} classes.")
-        loss = loss_of(logits.float(), *answers or [labels])
-        mean_loss = loss.item()
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError(
-                f"the loss became {mean_loss} at step {at['steps'] + 1} of epoch "
-                f"{len(at['epochs']) + 1}. The likely cause is the learning rate "
-                f"({optimizer.param_groups[0]['lr']:.3g} at that step): try a tenth."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if averaged:
-            averaged.update_parameters(model)
-        at["steps"] += 1
-        at["examples"] += len(labels)
-        at["correct"] += int((logits.argmax(1) == labels).sum())
-        at["loss"] += mean_loss * len(labels)
-        yield
+class _Learner:
+    """A model and all that a step changes with it: its optimizer, schedule and averaged weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: int,
+        *,
+        optimizer: str,
+        schedule: str,
+        learning_rate: float,
+        weight_decay: float,
+        averaging: float,
+    ):
+        self.model = model
+        self.optimizer = OPTIMIZERS[optimizer](model, lr=learning_rate, weight_decay=weight_decay)
+        peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = SCHEDULES[schedule](self.optimizer, peaks, steps)
+        average = partial(_move_average, decay=averaging)
+        self.averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
+        self.kept = self.averaged.module if averaging else model  # what is validated
+
+    @property
+    def parts(self) -> dict:
+        """What a checkpoint holds of it, by name."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts | {"averaged": self.averaged} if self.averaged else parts
+
+    def steps(
+        self,
+        batches: DataLoader,
+        loss_of: Callable[..., torch.Tensor],
+        rounded: torch.autocast,
+        at: dict,
+    ) -> Iterator[None]:
+        """Take a step for each batch, add up in `at` what `NOTHING` names, and yield after each."""
+        self.model.train()
+        for images, labels, *answers in batches:
+            with rounded:
+                logits = self.model(images)
+            if logits.shape[1] != (classes := len(batches.dataset.classes)):
+                raise ValueError(f"the model has {logits.shape[1]} outputs for {classes} classes.")
+            loss = loss_of(logits.float(), *answers or [labels])
+            mean_loss = loss.item()
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(
+                    f"the loss became {mean_loss} at step {at['steps'] + 1} of epoch "
+                    f"{len(at['epochs']) + 1}. The likely cause is the learning rate "
+                    f"({self.optimizer.param_groups[0]['lr']:.3g} at that step): try a tenth."
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            if self.averaged:
+                self.averaged.update_parameters(self.model)
+            at["steps"] += 1
+            at["examples"] += len(labels)
+            at["correct"] += int((logits.argmax(1) == labels).sum())
+            at["loss"] += mean_loss * len(labels)
+            yield
 
 
 def _record(at: dict, judged: Evaluation, rate: float, epochs: int, seconds: float) -> dict:
