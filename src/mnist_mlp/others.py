@@ -58,8 +58,13 @@ def sibling(name: str, root: Path, download: bool, seed: int) -> Splits:
 def _sibling_part(root: Path, kind: str, download: bool, **arguments) -> ImageDataset:
     def read(root: Path):
         from torchvision import datasets
+        from torchvision.datasets.utils import check_integrity
 
         try:
+            if kind == "USPS":  # packed: verified before it takes memory
+                _, name, md5 = datasets.USPS.split_list["train" if arguments["train"] else "test"]
+                if (root / name).exists() and not check_integrity(root / name, md5):
+                    raise ValueError(f"{name} has not the MD5 {md5}")
             return getattr(datasets, kind)(root, download=False, **arguments)
         except UNREADABLE as error:
             if not any(root.glob("usps*.bz2" if kind == "USPS" else f"{kind}/raw/*")):

@@ -6,13 +6,13 @@ import http.server
 import multiprocessing
 import os
 import random
-import shutil
 import socket
 import struct
 import threading
 import time
 
 import pytest
+import torchvision
 from torchvision.datasets import MNIST
 
 from mnist_mlp import data, download
@@ -178,14 +178,25 @@ def test_what_a_killed_download_left_does_no_harm(server, root, small_files):
     for name, content in small_files.items():  # half extracted
         (part / name).write_bytes(content[:1000])
     (part / f"{IMAGES}.gz").write_bytes(b"half")
-    other = root / ".partial-EMNIST" / "EMNIST" / "raw" / "gzip.zip"
-    other.parent.mkdir(parents=True)
-    other.write_bytes(b"half")
     data.load("mnist", root)
-    assert not (root / "EMNIST").exists()  # another download's half file stays where it was
-    assert other.read_bytes() == b"half"
-    shutil.rmtree(root / ".partial-EMNIST")
     assert is_whole(root)
+
+
+def test_a_download_does_not_put_the_half_file_of_another_into_place(server, root, monkeypatch):
+    class Half:
+        def __init__(self, root, download, **arguments):
+            raw = root / "EMNIST" / "raw"
+            if download:
+                raw.mkdir(parents=True, exist_ok=True)
+                (raw / "gzip.zip").write_bytes(b"half")
+            raise OSError("the connection is gone")
+
+    monkeypatch.setattr(torchvision.datasets, "EMNIST", Half)
+    with pytest.raises(FileNotFoundError, match="the connection is gone"):
+        data.load("emnist-digits", root)
+    assert [path.read_bytes() for path in root.rglob("gzip.zip")] == [b"half"]  # kept, to go on
+    data.load("mnist", root)
+    assert not (root / "EMNIST").exists()
 
 
 def test_without_a_network_it_does_not_try_for_long(root, monkeypatch):
