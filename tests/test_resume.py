@@ -296,3 +296,8 @@ def test_without_a_checkpoint_nothing_is_written(toy, tmp_path, monkeypatch):
     with warnings.catch_warnings(action="error", category=UserWarning):
         fit(net(), *toy, **SETTINGS)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_averaging_there_is_no_average_to_save(toy, tmp_path):
+    fit(net(), *toy, checkpoint=tmp_path / "run.pt", **SETTINGS | {"averaging": 0.0})
+    assert set(read(tmp_path / "run.pt")["parts"]) == {"model", "optimizer", "schedule"}

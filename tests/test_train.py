@@ -1,5 +1,6 @@
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from torchvision import transforms
 
 from mnist_mlp import train
+from mnist_mlp.checkpoint import read_card
 from mnist_mlp.data import ImageDataset, epoch_generator
 from mnist_mlp.evaluate import evaluate
 from mnist_mlp.model import EnhancedNet
@@ -218,32 +220,47 @@ def test_a_loss_that_is_not_a_number_stops(toy):
         fit(model, *toy, **SETTINGS)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("epochs", 0, "a whole number of at least 1, found 0"),
-        ("epochs", 2.5, "a whole number of at least 1, found 2.5"),
-        ("epochs", True, "found True"),
-        ("batch_size", -3, "from 1 to the 130 training images, found -3"),
-        ("batch_size", 131, "from 1 to the 130 training images, found 131"),
-        ("learning_rate", "fast", "a number above 0, found 'fast'"),
-        ("learning_rate", 0.0, "a number above 0, found 0.0"),
-        ("learning_rate", math.nan, "found nan"),
-        ("learning_rate", math.inf, "found inf"),
-        ("weight_decay", -0.1, "at least 0, found -0.1"),
-        ("label_smoothing", 1.0, "from 0 to below 1, found 1.0"),
-        ("averaging", 1.0, "from 0 to below 1, found 1.0"),
-        ("augment", -1.0, "at least 0, found -1.0"),
-        ("optimizer", "sgd", "'adamw' or 'muon', found 'sgd'"),
-        ("optimizer", None, "'adamw' or 'muon', found None"),
-        ("seed", None, "a whole number of at least 0, found None"),
-    ],
-)
-def test_an_absurd_setting_is_one_sentence_and_trains_nothing(toy, name, value, words):
+# What each setting must be, in words; values that are; of the right kind but not; of another kind.
+ALLOWED = {
+    "epochs": ("a whole number of at least 1", [1, np.int64(3)], [0, -1], [2.5, True, "3"]),
+    "batch_size": (
+        "a whole number from 1 to the 1,300 training images", [1, 1300], [0, -3, 1301], [64.0],
+    ),
+    "learning_rate": (
+        "a number above 0", [1e-9, 2, np.float64(0.1)], [0.0, -0.1, math.nan, math.inf], ["fast"],
+    ),
+    "weight_decay": ("a number of at least 0", [0, 1.5], [-1e-9, math.nan, math.inf], [None]),
+    "label_smoothing": ("a number from 0 to below 1", [0, 0.99], [-1e-9, 1, 1.0], ["0.1"]),
+    "averaging": ("a number from 0 to below 1", [0, 0.999], [-1e-9, 1, 1.0], [False]),
+    "augment": ("a number of at least 0", [0, 1.5], [-1e-9, math.inf], [None]),
+    "optimizer": ("'adamw' or 'muon'", ["adamw", "muon"], ["sgd"], [None, 3]),
+    "schedule": ("'one-cycle' or 'constant'", ["one-cycle", "constant"], ["cosine"], [None]),
+    "elastic": ("a number of at least 0", [0, 1.5], [-1e-9, math.inf], [None]),
+    "temperature": ("a number above 0", [1e-9, 20], [0, -1, math.inf], ["warm"]),
+    "precision": ("'float32' or 'bfloat16'", ["float32", "bfloat16"], ["float16"], [16]),
+    "noise": ("a number from 0 to 1", [0, 1], [-1e-9, 1.001], [None]),
+    "seed": ("a whole number of at least 0", [0, 7], [-1], [0.5, None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_a_setting_that_cannot_be_meant_is_one_sentence(name):
+    words, right, wrong, of_another_kind = ALLOWED[name]
+    for value in right:
+        check_settings({name: value}, examples=1300)
+    for error, values in ((ValueError, wrong), (TypeError, of_another_kind)):
+        for value in values:
+            with pytest.raises(error) as found:
+                check_settings({name: value}, examples=1300)
+            assert str(found.value) == f"{name} must be {words}, found {value!r}."
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 131}, {"noise": 1.5}])
+def test_with_an_absurd_setting_nothing_is_trained(toy, wrong):
     model = net()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises((TypeError, ValueError), match=f"{name} must be .*{words}"):
-        fit(model, *toy, **SETTINGS | {name: value})
+    with pytest.raises(ValueError, match="must be"):
+        fit(model, *toy, **SETTINGS | wrong)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -253,8 +270,44 @@ def test_the_default_settings_are_the_arguments_of_fit_and_can_be_meant():
         "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "averaging",
         "augment", "optimizer", "seed",
     ]  # fmt: skip
-    check_settings(settings, examples=55_000)
-    check_settings(settings | {"learning_rate": np.float64(0.1), "epochs": np.int64(3)}, 55_000)
+    extras = default_settings(extras=True)
+    assert set(settings | extras) == set(ALLOWED)
+    check_settings(settings | extras, examples=55_000)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_fit_without_settings_is_the_recipe_of_the_published_weights(capsys):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (512, 28, 28), dtype=torch.uint8, generator=generator)
+    learn = ImageDataset(images, torch.arange(512) % 10)
+    history = fit(net(), learn, learn.subset(torch.arange(20)))
+    recipe = read_card(Path(__file__).parents[1] / "models" / "enhanced_model.pth")["recipe"]
+    assert history.settings == recipe
+    assert "Training: 100%" in capsys.readouterr().out
+
+
+def test_the_images_learned_from_are_warped_and_disturbed_as_the_settings_say(toy, monkeypatch):
+    calls = []
+    for name in ("warp", "disturb"):
+        monkeypatch.setattr(
+            train, name, lambda x, g, *of, name=name, **too: calls.append((name, of, too)) or x
+        )
+    fit(net(), *toy, **SETTINGS, augment=0.5, elastic=0.3, noise=0.7)
+    assert calls == [("warp", (0.5,), {"elastic": 0.3}), ("disturb", (0.7,), {})] * 9
+    calls.clear()
+    fit(net(), *toy, **SETTINGS, augment=0.0)
+    assert calls == []
+
+
+def test_the_history_has_the_learning_rate_of_the_schedule(toy):
+    history = fit(net(), *toy, **SETTINGS)
+    optimizer = torch.optim.SGD(net().parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=9)
+    for record in history.epochs:
+        for _ in range(3):
+            optimizer.step()
+            schedule.step()
+        assert record["learning_rate"] == pytest.approx(schedule.get_last_lr()[0])
 
 
 def test_in_bfloat16_it_learns_as_well_and_is_validated_in_float32(toy):
@@ -279,9 +332,6 @@ def test_with_noise_the_images_learned_from_are_disturbed_and_those_validated_ar
     model = net()
     history = fit(model, *toy, **settings, noise=1.0)
     assert evaluate(model, toy[1]).accuracy == history.validation_accuracy
-    for setting in ({"noise": 1.5}, {"noise": -0.1}, {"precision": "float16"}):
-        with pytest.raises(ValueError, match=next(iter(setting))):
-            fit(net(), *toy, **SETTINGS, **setting)
 
 
 def test_a_model_without_an_output_for_each_class_is_refused(toy):
@@ -319,20 +369,36 @@ def test_exploding_gradients_stop_with_the_step_and_the_cause(toy, monkeypatch, 
         fit(model, *toy, **SETTINGS)
 
 
-def test_one_answer_for_all_images_is_noticed_with_the_step_and_the_cause(toy):
+@pytest.fixture
+def always_3() -> EnhancedNet:
+    """A model with one answer to everything, and nothing to unlearn it by."""
     model = net()
     nn.init.constant_(model.layer5.weight, 0.0)
     model.layer5.bias.data[3] = 1e6
+    return model
+
+
+def test_one_answer_for_all_images_is_noticed_with_the_step_and_the_cause(toy, always_3):
     with pytest.warns(
         UserWarning,
         match=r"after step 3 of epoch 2 all 50 validation images get the answer '3'.*learning rate",
     ):
-        fit(model, *toy, **SETTINGS | {"learning_rate": 1e-9})
+        fit(always_3, *toy, **SETTINGS | {"learning_rate": 1e-9})
 
 
+def test_one_answer_is_noticed_with_two_classes_too(toy, always_3):
+    two = toy[1].subset((toy[1].labels == 3) | (toy[1].labels == 5))
+    with pytest.warns(UserWarning, match="get the answer '3'"):
+        fit(always_3, toy[0], two, **SETTINGS | {"learning_rate": 1e-9})
+
+
+def test_one_answer_is_a_warning_at_the_line_that_called_fit(toy, always_3):
+    with pytest.warns(UserWarning, match="get the answer '3'") as found:
+        fit(always_3, *toy, **SETTINGS | {"learning_rate": 1e-9})
+    assert {warning.filename for warning in found} == {__file__}
+
+
+@pytest.mark.filterwarnings("error")
 def test_one_answer_is_right_where_there_is_one_class(toy):
-    import warnings
-
     ones = toy[1].subset(toy[1].labels == 3)
-    with warnings.catch_warnings(action="error", category=UserWarning):
-        fit(net(), toy[0], ones, **SETTINGS)
+    fit(net(), toy[0], ones, **SETTINGS)
