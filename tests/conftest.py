@@ -3,13 +3,21 @@
 import gzip
 import hashlib
 import os
+import threading
 
 import numpy as np
 import pytest
 import torch
 from helpers import idx
+from tqdm import tqdm
 
 from mnist_mlp import data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_lock():
+    """Keep tqdm's lock in this process: mutmut forks, and a fork killed with it would hang all."""
+    tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="session")

@@ -259,9 +259,12 @@ def test_a_signal_ends_the_training_after_its_step_and_a_second_run_goes_on(
     assert signal.getsignal(number) is before
     assert read(path)["progress"]["steps"] == 3
     model = net()
-    history = fit(model, *toy, checkpoint=path, **SETTINGS)
+    history = fit(model, *toy, checkpoint=path, **SETTINGS | {"progress": True})
     assert outcome(model, history) == expected
     assert not history.interrupted
+    shown = capsys.readouterr().out.split("\r")
+    assert "Training:  25%" in shown[1]  # the bar too goes on
+    assert " 4/4 " in shown[-1]
 
 
 def test_a_signal_that_the_process_ignores_stays_ignored(toy, monkeypatch):

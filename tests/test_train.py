@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,7 @@ def test_an_interrupt_keeps_the_best_weights_so_far(toy, monkeypatch, at, epochs
     history = fit(model, learn, toy[1], **SETTINGS)
     assert history.interrupted
     assert len(history.epochs) == epochs_done
+    assert 0 <= history.best_epoch <= epochs_done
     if epochs_done:
         kept = whole_states[history.best_epoch - 1]
         assert all(torch.equal(kept[k], v) for k, v in model.state_dict().items())
@@ -284,6 +286,15 @@ def test_fit_without_settings_is_the_recipe_of_the_published_weights(capsys):
     recipe = read_card(Path(__file__).parents[1] / "models" / "enhanced_model.pth")["recipe"]
     assert history.settings == recipe
     assert "Training: 100%" in capsys.readouterr().out
+
+
+def test_the_bar_shows_the_epochs_the_loss_and_the_validation(toy, capsys):
+    last = fit(net(), *toy, **SETTINGS | {"progress": True}).epochs[-1]
+    shown = capsys.readouterr().out.split("\r")[-1]
+    loss, validation = f"{last['loss']:.3f}", f"{last['validation_accuracy']:.2%}"
+    assert re.match(rf"Training: 100%.* 3/3 .*epoch.*, loss={loss}, validation={validation}", shown)
+    fit(net(), *toy, **SETTINGS)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_images_learned_from_are_warped_and_disturbed_as_the_settings_say(toy, monkeypatch):

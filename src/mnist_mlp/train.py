@@ -128,7 +128,7 @@ def fit(
     file = Checkpoint(checkpoint, learner.parts, settings, [*turns, validation])
     history = History(settings)
     with file.locked(), deferred() as signals:
-        at = {"epochs": [], "best": None, "best_epoch": 0, "drawn": None} | NOTHING | file.restore()
+        at = {"epochs": [], "best": None, "best_epoch": 0} | NOTHING | file.restore()
         history.epochs, history.best_epoch = at["epochs"], at["best_epoch"]
         best = at["best"] or learner.kept.state_dict()  # no copy: moves along until an epoch ends
         bar = tqdm(
