@@ -1,7 +1,10 @@
 import copy
 import math
+import os
 import re
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +211,38 @@ def test_an_interrupt_keeps_the_best_weights_so_far(toy, monkeypatch, at, epochs
     assert not fit(model, learn, toy[1], **SETTINGS).interrupted  # and a second run works
 
 
+@pytest.mark.parametrize(("in_epoch", "stopped"), [(1, "after step 0 of epoch 2 of 3"), (3, "")])
+def test_a_signal_while_validating_counts_unless_that_was_the_end(
+    toy, monkeypatch, in_epoch, stopped
+):
+    epochs = iter((1, 2, 3))
+
+    def signalling(model, dataset):
+        if next(epochs) == in_epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(model, dataset)
+
+    monkeypatch.setattr(train, "evaluate", signalling)
+    history = fit(net(), *toy, **SETTINGS)
+    assert (history.stopped, len(history.epochs)) == (stopped, in_epoch)
+
+
+def test_the_seconds_are_those_of_the_epochs_also_of_one_that_was_interrupted(
+    toy, monkeypatch, tmp_path
+):
+    ticks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert [e["seconds"] for e in fit(net(), *toy, **SETTINGS).epochs] == [10, 10, 10]
+    monkeypatch.setattr(Interrupting, "calls", 0)
+    monkeypatch.setattr(Interrupting, "at", 5)
+    learn, path = Interrupting(toy[0].images, toy[0].labels), tmp_path / "run.pt"
+    monkeypatch.setattr(train, "SAVE_STEPS", 1)  # the clock is read at each save, too
+    assert fit(net(), learn, toy[1], **SETTINGS, checkpoint=path).interrupted
+    history = fit(net(), *toy, **SETTINGS, checkpoint=path)
+    assert [e["seconds"] for e in history.epochs] == [40, 40, 40]
+    assert history.seconds == 120
+
+
 def test_a_diverging_learning_rate_stops_with_the_step_and_the_cause(toy):
     model = net()
     with pytest.raises(FloatingPointError, match=r"became (nan|inf) at step \d+ .*learning rate"):
@@ -292,7 +327,9 @@ def test_the_bar_shows_the_epochs_the_loss_and_the_validation(toy, capsys):
     last = fit(net(), *toy, **SETTINGS | {"progress": True}).epochs[-1]
     shown = capsys.readouterr().out.split("\r")[-1]
     loss, validation = f"{last['loss']:.3f}", f"{last['validation_accuracy']:.2%}"
-    assert re.match(rf"Training: 100%.* 3/3 .*epoch.*, loss={loss}, validation={validation}", shown)
+    assert re.match(
+        rf"Training: 100%.* 3/3 .*(epoch/s|s/epoch), loss={loss}, validation={validation}", shown
+    )
     fit(net(), *toy, **SETTINGS)
     assert capsys.readouterr() == ("", "")
 
