@@ -46,7 +46,7 @@ ladder: setup  ## every step from the course project's recipe to the best, into 
 profile: setup  ## where an epoch's time goes, beside the floor: a minute
 	$(BIN)/python benchmarks/where_time_goes.py
 
-mutants: setup  ## does a test notice each small break of the core? into a record: an hour
+mutants: setup  ## does a test notice each small break of the core? into a record: 20 minutes
 	$(BIN)/python -m pip install -q mutmut==3.8.1
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/mutants.py
 

@@ -200,3 +200,24 @@ def test_the_readmes_fast_recipe_reaches_what_it_says(mnist, capsys):
     finally:
         torch.set_float32_matmul_precision(precision)
     assert float(capsys.readouterr().out) > 0.978  # one seed; 98.21% is the mean of several
+
+
+def test_nine_in_ten_mutants_are_killed_and_each_that_is_not_is_explained():
+    found = record("mutants.json")
+    root = Path(__file__).parents[1]
+    total = killed = 0
+    for name, counts in found["files"].items():
+        lived = [s for s in found["survivors"] if s["file"] == name]
+        fell = counts["killed"] + counts["hung"]
+        assert counts["mutants"] == fell + len(lived)
+        assert fell >= 0.9 * counts["mutants"], name
+        total, killed = total + counts["mutants"], killed + fell
+        code = (root / "src" / "mnist_mlp" / name).read_text()
+        for survivor in lived:
+            assert survivor["why"], survivor["change"]
+            for line in survivor["change"].splitlines():
+                assert line[0] == "+" or line[2:] in code, f"{name} has changed: make mutants"
+    assert set(found["files"]) == {"checkpoint.py", "data.py", "evaluate.py", "train.py"}
+    readme = (root / "benchmarks" / "README.md").read_text()
+    assert f"Of {total:,} mutants" in readme
+    assert f"{killed:,} were killed ({killed / total:.1%})" in readme
