@@ -55,7 +55,9 @@ def run(folder: Path, resumable: bool = True, kill_after: float | None = None) -
     process.join(kill_after)
     process.kill()
     process.join()
-    return process.exitcode == 0
+    # Not by its exit status: who starts a process asks for that of all others too, and of two
+    # threads that ask at once one gets 255.
+    return (folder / "end.json").exists()
 
 
 def test_a_training_killed_at_any_of_200_moments_ends_in_the_same_bits(tmp_path, capsys):
