@@ -161,7 +161,7 @@ def calibrate(folder: str, only: list[str]) -> None:
     found = {"command": "make calibrate", "goal": GOAL, "margin": MARGIN, "peers": {}}
     own = {label: what for label, what in PEERS.items() if isinstance(what[1], list)}
     if only:
-        found["peers"] = json.loads(CALIBRATION.read_text())["peers"]
+        found["peers"] = json.loads(CALIBRATION.read_bytes())["peers"]
         own = {label: what for label, what in own.items() if what[0] in only}
 
     def one(label: str) -> dict:
@@ -199,7 +199,7 @@ def calibrate(folder: str, only: list[str]) -> None:
 def bench(folder: str, only: list[str]) -> None:
     """Run every peer in every round, and record the medians; with `only`, print them."""
     files = splits(SEEDS, folder)
-    calibrated = json.loads(CALIBRATION.read_text())["peers"]
+    calibrated = json.loads(CALIBRATION.read_bytes())["peers"]
     to_goal, equal, loads = {}, {}, []
     jobs = []
     for label, (peer, how, *more) in PEERS.items():

@@ -126,7 +126,7 @@ def main() -> None:
     for draw, name in (time_to_accuracy, "bench"), (scaling, "scaling"):
         path = HERE / f"{name}.json"
         if path.exists():
-            draw(json.loads(path.read_text()))
+            draw(json.loads(path.read_bytes()))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ def main() -> None:
     subprocess.run(["mutmut", "run", "--max-children", "2"], cwd=ROOT, env=environment, check=True)
     reasons = {}
     if RECORD.exists():
-        reasons = {s["change"]: s["why"] for s in json.loads(RECORD.read_text())["survivors"]}
+        reasons = {s["change"]: s["why"] for s in json.loads(RECORD.read_bytes())["survivors"]}
     files, survivors = {}, []
     for meta in sorted((ROOT / "mutants" / PACKAGE).glob("*.meta")):
-        statuses = json.loads(meta.read_text())["exit_code_by_key"]
+        statuses = json.loads(meta.read_bytes())["exit_code_by_key"]
         killed = sum(status in KILLED for status in statuses.values())
         hung = sum(status in HUNG for status in statuses.values())
         files[meta.stem] = {"mutants": len(statuses), "killed": killed, "hung": hung}
@@ -47,7 +47,7 @@ def main() -> None:
         "files": files,
         "survivors": survivors,
     }
-    RECORD.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    RECORD.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, counts in files.items():
         share = (counts["killed"] + counts["hung"]) / counts["mutants"]
         print(f"{name}: {share:.1%} of {counts['mutants']} mutants killed")

@@ -162,7 +162,7 @@ def measure() -> dict:
 
 
 if __name__ == "__main__":
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record = json.loads(RECORD.read_bytes()) if RECORD.exists() else {}
     record[sys.argv[1] if len(sys.argv) > 1 else "after"] = measure()
     with atomic(RECORD) as file:
         file.write_text(json.dumps(record, indent=2) + "\n")

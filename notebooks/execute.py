@@ -5,6 +5,7 @@ neither found nor downloaded it runs on the embedded digits, into a file of anot
 """
 
 import ast
+import os
 import sys
 import textwrap
 import time
@@ -20,6 +21,8 @@ from papermill.parameterize import parameterize_notebook
 
 from mnist_mlp.checkpoint import atomic
 from mnist_mlp.data import load
+
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
 
 
 class Client(NotebookClient):

@@ -5,10 +5,12 @@ import hashlib
 import os
 import threading
 
+from helpers import idx  # before torch: it sets how many threads that has
+
+# isort: split
 import numpy as np
 import pytest
 import torch
-from helpers import idx
 from tqdm import tqdm
 
 from mnist_mlp import data

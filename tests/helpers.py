@@ -1,11 +1,83 @@
-"""Files and pictures that several tests make."""
+"""What several tests use: files and pictures, and what of this repository is as published."""
 
 import io
+import os
+import re
 import struct
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
 
+# As many processes as processors, each with one thread, which sleeps while it waits: two that spin
+# on a busy machine can cost tenfold. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
+
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from PIL import Image
 from scipy import ndimage
+
+ROOT = Path(__file__).parents[1]
+
+
+def assert_same_picture(new: Path, published: Path) -> None:
+    """Hold a figure against the published one, which the pinned version of matplotlib drew."""
+    pinned = re.search(
+        r"matplotlib==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    )
+    if matplotlib.__version__ != pinned[1]:
+        pytest.skip(f"the published figures are of matplotlib {pinned[1]}")
+    one, other = plt.imread(new), plt.imread(published)
+    assert one.shape == other.shape
+    assert abs(one - other).mean() < 0.001
+
+
+@contextmanager
+def full_disk(size: int):
+    """Let no file grow beyond so many bytes: it fails as a full disk does."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def sample(few, many):
+    """Parametrize a test with a sample of a campaign, and with the whole: `make test-all`."""
+    return [few, pytest.param(many, marks=pytest.mark.campaign)]
+
+
+def changed(*paths: str) -> list[str] | None:
+    """Return which of these files are not as committed, or None if git cannot tell."""
+    command = ["git", "-c", "core.quotePath=off", "status", "--porcelain", "--", *paths]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    except OSError:
+        return None
+    return None if done.returncode else [line[3:] for line in done.stdout.splitlines()]
+
+
+def published(*paths: str) -> None:
+    """Skip a test of published files where one of them is not the published one.
+
+    The README's commands replace published files by those of the user's own run, which have other
+    bits. What git has committed is what is published; in CI it must be able to tell.
+    """
+    found = changed(*paths)
+    if found is None:
+        assert not os.environ.get("CI"), "git cannot tell whether the files are as committed"
+        pytest.skip("this is no git checkout, so published files cannot be told from your own")
+    if found:
+        pytest.skip(
+            f"{', '.join(found)} differ from what is published; "
+            f"`git restore {' '.join(paths)}` brings it back"
+        )
 
 
 def idx(array: np.ndarray) -> bytes:

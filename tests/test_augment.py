@@ -38,6 +38,26 @@ def test_a_rotation_is_scipys(blob):
     assert angles.max() > 25
 
 
+def test_turning_comes_after_stretching_as_in_scipys_map_of_both(blob):
+    """Each pixel's source is its place stretched and slanted, and then turned."""
+    amplitudes = {"rotation": 60.0, "scale": 0.3, "shear": 0.5}
+    found = warp(blob.repeat(20, 1, 1), generator(), **STILL | amplitudes)
+    drawn = generator()
+    angle, size, slant = (
+        (torch.rand(20, *shape, generator=drawn) * 2 - 1).double().numpy()
+        for shape in ((), (2,), ())
+    )
+    for image, a, (across, down), s in zip(found, np.radians(60 * angle), size, slant, strict=True):
+        turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        stretch = np.array([[1 + 0.3 * across, 0.5 * s], [0, 1 + 0.3 * down]])
+        matrix = (turn @ stretch)[::-1, ::-1]  # of (row, column) in place of (x, y)
+        offset = 13.5 - matrix @ [13.5, 13.5]
+        expected = ndimage.affine_transform(
+            blob.double().numpy(), matrix, offset, order=1, mode="grid-constant"
+        )
+        assert np.abs(image.numpy() - expected).max() < 1e-4
+
+
 def centre(images: torch.Tensor) -> torch.Tensor:
     """Centre of mass, (row, column), of each image."""
     at = torch.arange(28.0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import published
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,7 +61,7 @@ def bench(benchmarks, monkeypatch, tmp_path):
 
 def test_a_missing_or_crashing_peer_is_reported_and_stops_no_other(bench, capsys, tmp_path):
     bench.bench(str(tmp_path), [])
-    record = json.loads(bench.RECORD.read_text())
+    record = json.loads(bench.RECORD.read_bytes())
     goal, same = record["time_to_goal"], record["equal_settings"]
     assert "No module named 'a_package_that_nobody_has'" in goal["missing, to goal"]["error"]
     assert goal["crashing, to goal"]["error"]
@@ -79,7 +80,7 @@ def test_a_missing_or_crashing_peer_is_reported_and_stops_no_other(bench, capsys
 def test_a_machine_under_load_says_so(bench, monkeypatch, capsys, tmp_path, load, loaded):
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
     bench.bench(str(tmp_path), [])
-    record = json.loads(bench.RECORD.read_text())
+    record = json.loads(bench.RECORD.read_bytes())
     assert record["load_average_before"] == load
     assert record["on_a_machine_under_load"] is loaded
     assert ("under load" in capsys.readouterr().out) is loaded
@@ -138,13 +139,14 @@ def test_the_step_that_a_gpu_captures_trains_anew_each_time(benchmarks, toy):
 
 
 def record(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / name).read_text())
+    published(f"benchmarks/{name}")
+    return json.loads((ROOT / "benchmarks" / name).read_bytes())
 
 
 def test_the_tables_are_as_recorded(benchmarks):
     import bench
 
-    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     for line in bench.table(record("bench.json")).splitlines():
         assert line in readme
     assert not record("bench.json")["on_a_machine_under_load"]
@@ -172,7 +174,7 @@ def test_the_records_are_of_what_bench_would_run(benchmarks):
 
 
 def test_readme_quotes_the_ratios_and_the_recipe_of_the_record():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     goal = {k: v for k, v in record("bench.json")["time_to_goal"].items() if "error" not in v}
     ours, tutorial = goal["mnist_mlp, fast"], goal["the usual tutorial"]
     peers = [entry["seconds"] for entry in goal.values() if entry["peer"] != "mnist_mlp"]
@@ -192,7 +194,7 @@ def test_readme_quotes_the_ratios_and_the_recipe_of_the_record():
 
 
 def test_the_readmes_fast_recipe_reaches_what_it_says(mnist, capsys):
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", readme, re.S) if "muon" in c)
     precision = torch.get_float32_matmul_precision()
     try:
@@ -212,12 +214,12 @@ def test_nine_in_ten_mutants_are_killed_and_each_that_is_not_is_explained():
         assert counts["mutants"] == fell + len(lived)
         assert fell >= 0.9 * counts["mutants"], name
         total, killed = total + counts["mutants"], killed + fell
-        code = (root / "src" / "mnist_mlp" / name).read_text()
+        code = (root / "src" / "mnist_mlp" / name).read_text(encoding="utf-8")
         for survivor in lived:
             assert survivor["why"], survivor["change"]
             for line in survivor["change"].splitlines():
                 assert line[0] == "+" or line[2:] in code, f"{name} has changed: make mutants"
     assert set(found["files"]) == {"checkpoint.py", "data.py", "evaluate.py", "train.py"}
-    readme = (root / "benchmarks" / "README.md").read_text()
+    readme = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
     assert f"Of {total:,} mutants" in readme
     assert f"{killed:,} were killed ({killed / total:.1%})" in readme

@@ -4,12 +4,12 @@ import os
 import pickle
 import pickletools
 import re
-import resource
 import threading
 import zipfile
 
 import pytest
 import torch
+from helpers import full_disk
 from torch import nn
 
 from mnist_mlp import checkpoint
@@ -40,35 +40,93 @@ def test_what_is_loaded_is_what_was_saved_in_plain_pytorch_too(saved):
 def test_the_card_says_what_the_weights_are(saved):
     import hashlib
 
-    card = json.loads(saved[1].with_suffix(".json").read_text())
+    card = json.loads(saved[1].with_suffix(".json").read_bytes())
     assert (card["model"], card["parameters"]) == ("EnhancedNet", 575_050)
     assert (card["dataset"], card["test_correct"]) == ("toy", 7)
     assert card["sha256"] == hashlib.sha256(saved[1].read_bytes()).hexdigest()
     assert card["versions"]["torch"] == torch.__version__
 
 
-def test_only_the_two_files_are_left_and_others_may_read_them(saved):
-    files = sorted(saved[1].parent.iterdir())
-    assert [file.name for file in files] == ["net.json", "net.pth"]
-    assert all(file.stat().st_mode & 0o777 == 0o644 for file in files)
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_the_two_files_and_their_lock_are_left_and_others_may_read_them(saved):
+    path = saved[1]
+    assert names(path.parent) == [".net.pth.lock", "net.json", "net.pth"]
+    for file in (path, path.with_suffix(".json")):
+        assert os.name == "nt" or file.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_card_is_read_where_nothing_can_be_written_and_nothing_is(saved):
+    folder = saved[1].parent
+    (folder / ".net.pth.lock").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
+    assert checkpoint.read_card(saved[1])["test_correct"] == 7
+    assert {path.name: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before
+
+
+def test_a_reader_of_the_card_waits_for_a_writer_who_has_saved_the_weights_alone(saved):
+    path, card = saved[1], saved[1].with_suffix(".json")
+    old = card.read_bytes()
+    checkpoint.save(EnhancedNet(), path, dataset="new")
+    new = card.read_bytes()
+    card.write_bytes(old)
+    later = threading.Timer(0.1, lambda: card.write_bytes(new))
+    later.start()
+    assert checkpoint.read_card(path)["dataset"] == "new"
+    later.join()
+
+
+def test_a_file_that_is_read_by_another_is_replaced_a_little_later_on_windows(
+    tmp_path, monkeypatch
+):
+    """Where Windows refuses, it tries again; elsewhere a refusal is final."""
+    source, target, refusals = tmp_path / "a", tmp_path / "b", []
+    source.write_text("new")
+    move = os.replace
+
+    def busy(source, target):
+        refusals.append(1)
+        if len(refusals) < 4:
+            raise PermissionError(13, "Access is denied")
+        move(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", busy)
+    monkeypatch.setattr(checkpoint, "WINDOWS", False)
+    with pytest.raises(PermissionError):
+        checkpoint.replace(source, target)
+    assert len(refusals) == 1
+    monkeypatch.setattr(checkpoint, "WINDOWS", True)
+    checkpoint.replace(source, target)
+    assert len(refusals) == 4
+    assert target.read_text() == "new"
+    refusals.clear()
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+    with pytest.raises(PermissionError):  # but not for ever
+        checkpoint.replace(target, source)
+
+
+def test_what_is_flushed_may_be_written_to_as_windows_demands(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(
+        checkpoint.os, "fsync", lambda handle: flushed.append(os.write(handle, b""))
+    )
+    with checkpoint.atomic(tmp_path / "a") as file:
+        file.write_bytes(b"whole")
+    assert flushed == [0]
+    assert (tmp_path / "a").read_bytes() == b"whole"
 
 
 def test_a_full_disk_leaves_both_files_as_they_were(saved):
     """Stood in for by the operating system's limit on a file's size, which fails the same way."""
     model, path = saved
     before = path.read_bytes(), path.with_suffix(".json").read_bytes()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(
-            OSError,
-            match=r"net.pth was not saved: .*File too large.*What was there before is whole",
-        ):
-            checkpoint.save(EnhancedNet(), path, dataset="toy")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    words = r"net.pth was not saved: .*File too large.*What was there before is whole"
+    with full_disk(1_000_000), pytest.raises(OSError, match=words):
+        checkpoint.save(EnhancedNet(), path, dataset="toy")
     assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == before
-    assert len(list(path.parent.iterdir())) == 2
+    assert names(path.parent) == [".net.pth.lock", "net.json", "net.pth"]
     assert same(checkpoint.load(EnhancedNet(), path), model)
 
 
@@ -83,7 +141,7 @@ def test_a_card_that_is_no_json_leaves_both_files_as_they_were(saved):
     with pytest.raises(TypeError, match="not JSON serializable"):
         checkpoint.save(EnhancedNet(), path, dataset=object())
     assert same(checkpoint.load(EnhancedNet(), path), model)
-    assert len(list(path.parent.iterdir())) == 2
+    assert names(path.parent) == [".net.pth.lock", "net.json", "net.pth"]
 
 
 def test_a_reader_never_sees_a_half_written_file(saved):
@@ -209,7 +267,7 @@ def test_another_architecture_is_refused_and_the_model_unchanged(tmp_path, conte
 
 
 def test_the_card_has_these_entries_one_a_line(saved):
-    text = saved[1].with_suffix(".json").read_text()
+    text = saved[1].with_suffix(".json").read_text(encoding="utf-8")
     card = json.loads(text)
     names = ["model", "parameters", "dataset", "test_correct", "versions", "machine", "saved"]
     assert list(card) == [*names, "sha256"]

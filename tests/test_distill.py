@@ -76,6 +76,37 @@ def test_lessons_take_turns_an_epoch_each(toy):
     assert [loss > 10 for loss in losses] == [False, True, False, False, True]
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_several_sets_each_learns_its_labels_or_its_teachers_answers(toy, order):
+    """Told apart by their losses: that of the labels, and the divergence from equal answers."""
+    torch.manual_seed(0)
+    plain, answers = toy[0], 3 * torch.randn(len(toy[0]), 10)
+    taught = ImageDataset(plain.images, plain.labels, answers=answers)
+    model = EnhancedNet()
+    logits = evaluate(model, plain).logits
+    expected = [
+        float(nn.functional.cross_entropy(logits, plain.labels)),
+        float(distill.soft_loss(logits, answers, 4.0)),
+    ]
+    still = SETTINGS | {"learning_rate": 1e-9, "batch_size": len(plain)}
+    history = fit(model, [(plain, taught)[i] for i in order], toy[1], epochs=2, **still)
+    found = [epoch["loss"] for epoch in history.epochs]
+    assert found == pytest.approx([expected[i] for i in order], rel=1e-4)
+
+
+def test_a_part_of_a_data_set_keeps_its_teachers_answers_and_so_does_a_copy_on_a_gpu(
+    toy, monkeypatch
+):
+    answers = torch.randn(len(toy[0]), 10)
+    taught = ImageDataset(toy[0].images, toy[0].labels, answers=answers)
+    assert torch.equal(taught.subset(torch.tensor([5, 3])).answers, answers[[5, 3]])
+    assert toy[0].to("cpu").answers is None
+    moved = []  # there may be no GPU here
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: moved.append(device) or self)
+    taught.to("cuda")
+    assert moved == ["cuda"] * 3
+
+
 def test_lessons_survive_their_file(toy, tmp_path):
     torch.manual_seed(0)
     taught = distill.lessons(toy[0], [ConvNet()], copies=2, progress=False)

@@ -14,7 +14,7 @@ from mnist_mlp.model import EnhancedNet
 
 @pytest.fixture
 def model():
-    return checkpoint.load(EnhancedNet(), data.home() / "models" / "enhanced_model.pth")
+    return checkpoint.load(EnhancedNet(), data.home() / "models" / "enhanced_model_best.pth")
 
 
 def test_what_the_browser_sends_is_read_and_the_answer_goes_back(model):

@@ -13,7 +13,7 @@ from mnist_mlp.export import export_onnx
 from mnist_mlp.model import ConvNet, EnhancedNet
 
 WEIGHTS = data.home() / "models" / "enhanced_model.pth"
-README = (data.home() / "README.md").read_text()
+README = (data.home() / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

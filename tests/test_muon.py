@@ -35,6 +35,21 @@ def test_hidden_matrices_move_by_torchs_muon_and_the_rest_by_adamw():
         assert expected.norm() > 0
 
 
+def test_a_tall_matrix_moves_further_by_the_root_of_its_sides_ratio_as_torchs_does():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 80), torch.nn.Linear(80, 10))
+    tall, start = copy.deepcopy(model[0].weight), model[0].weight.detach().clone()
+    expected = torch.optim.Muon([tall], lr=0.08, weight_decay=0.0, ns_steps=3)
+    found = Muon(model, lr=0.08, weight_decay=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    tall.grad = model[0].weight.grad.clone()
+    expected.step()
+    found.step()
+    moved, wanted = model[0].weight.detach() - start, tall.detach() - start
+    assert (moved - wanted).norm() <= 0.05 * wanted.norm()
+
+
 def test_one_step_turns_a_matrix_by_an_orthogonal_one():
     """All directions of the momentum's row space count alike, to what three iterations leave."""
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ PATH = Path(__file__).parents[1] / "notebooks" / "Your-Own-Digits.ipynb"
 
 @pytest.fixture(scope="module")
 def model():
-    return checkpoint.load(EnhancedNet(), data.home() / "models" / "enhanced_model.pth")
+    return checkpoint.load(EnhancedNet(), data.home() / "models" / "enhanced_model_best.pth")
 
 
 def test_the_samples_are_photographs_all_different_and_always_the_same(tmp_path):

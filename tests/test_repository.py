@@ -1,6 +1,5 @@
 """What the repository says of itself is what it holds."""
 
-import hashlib
 import importlib.metadata
 import json
 import re
@@ -11,6 +10,7 @@ import nbformat
 import pytest
 import torch
 import torchvision
+from helpers import published
 
 from mnist_mlp import checkpoint
 from mnist_mlp.evaluate import evaluate
@@ -18,13 +18,14 @@ from mnist_mlp.model import EnhancedNet
 from mnist_mlp.train import default_settings
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = ROOT / "models" / "enhanced_model.pth"
 
 
 @pytest.fixture
 def seeds():
-    return json.loads((ROOT / "benchmarks" / "seeds.json").read_text())
+    published("benchmarks/seeds.json")
+    return json.loads((ROOT / "benchmarks" / "seeds.json").read_bytes())
 
 
 def test_the_record_is_of_the_default_recipe_over_five_seeds(seeds):
@@ -43,15 +44,24 @@ def test_readme_and_notebook_quote_the_record(seeds):
     notebook = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
     assert quoted in nbformat.read(notebook, as_version=4).cells[0].source
     assert f"{summary['training_seconds_mean']:.0f} s" in README
-    assert f"{seeds['runs'][0]['test_correct']:,} of 10,000" in README  # the notebook's seed is 0
 
 
-def test_the_committed_weights_are_those_of_their_card(mnist):
-    card = json.loads(WEIGHTS.with_suffix(".json").read_text())
-    assert card["sha256"] == hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
-    assert (card["dataset"], card["recipe"]) == ("mnist", default_settings())
+def test_the_weights_are_those_of_their_card(mnist):
+    """The published ones, or those of a user's own run."""
+    card = checkpoint.read_card(WEIGHTS)
+    assert card["dataset"] == "mnist"
     test = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test)
-    assert test.n_correct == card["test_correct"]
+    # Another processor or thread count rounds differently: one image may lie on the border.
+    assert abs(test.n_correct - card["test_correct"]) <= 1
+
+
+def test_the_published_weights_have_right_what_readme_says(mnist, seeds):
+    published("models/enhanced_model.pth", "models/enhanced_model.json")
+    card = checkpoint.read_card(WEIGHTS)
+    assert card["recipe"] == default_settings()
+    test = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test)
+    assert test.n_correct == card["test_correct"] == seeds["runs"][0]["test_correct"]
+    assert f"{test.n_correct:,} of 10,000" in README
 
 
 def test_the_readmes_plain_pytorch_gives_the_models_probabilities(monkeypatch):
@@ -73,8 +83,9 @@ def test_every_file_that_the_readme_names_is_there():
 
 
 def test_the_pins_are_what_is_installed_and_torch_and_torchvision_are_a_pair():
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M))
-    assert tuple(map(int, pins["torch"].split(".")[:2])) >= (2, 14)
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
+    assert tuple(map(int, pins["torch"].split(".")[:2])) >= (2, 10)
     assert {name: importlib.metadata.version(name) for name in pins} == pins
     boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0])
     assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [0]  # needs torchvision's C++ side

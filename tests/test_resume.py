@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import full_disk
 from torch import nn
 
 from mnist_mlp import resume, train
@@ -188,20 +189,12 @@ def test_a_pickle_in_its_place_is_not_run(toy, tmp_path):
 
 
 def test_a_full_disk_costs_the_checkpoint_and_not_the_training(toy, tmp_path):
-    import resource
-
     model = net()
     expected = outcome(model, fit(model, *toy, **SETTINGS))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     model = net()
-    try:
-        with pytest.warns(
-            UserWarning, match=r"run.pt was not saved, training goes on: .*too large"
-        ):
-            found = outcome(model, fit(model, *toy, checkpoint=tmp_path / "run.pt", **SETTINGS))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    words = r"run.pt was not saved, training goes on: .*too large"
+    with full_disk(1_000_000), pytest.warns(UserWarning, match=words):
+        found = outcome(model, fit(model, *toy, checkpoint=tmp_path / "run.pt", **SETTINGS))
     assert found == expected
     assert [p.name for p in tmp_path.iterdir() if "run.pt" in p.name] == [".run.pt.lock"]
 
@@ -227,7 +220,7 @@ class Signalling(ImageDataset):
         if len(indices) > 1:
             Signalling.batches += 1
             if Signalling.batches == 8:
-                os.kill(os.getpid(), Signalling.number)
+                signal.raise_signal(Signalling.number)
         return super().__getitems__(indices)
 
 
@@ -280,9 +273,9 @@ def test_a_signal_that_the_process_ignores_stays_ignored(toy, monkeypatch):
 
 def test_the_second_signal_acts_at_once():
     with pytest.raises(KeyboardInterrupt), resume.deferred() as signals:  # noqa: PT012
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert signals == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         pytest.fail("not reached")
 
 

@@ -13,7 +13,7 @@ import torch
 from mnist_mlp import checkpoint, data, distill, sweep, train
 from mnist_mlp.evaluate import evaluate
 from mnist_mlp.model import ConvNet, EnhancedNet
-from mnist_mlp.run import run_name
+from mnist_mlp.run import complete, run_name, train_run
 
 QUICK = {"dataset": "digits", "epochs": 2, "batch_size": 64}
 
@@ -40,7 +40,17 @@ def test_a_run_is_what_fit_gives_and_its_record_and_weights_say_so(tmp_path):
     assert [e["loss"] for e in record["epochs"]] == [e["loss"] for e in history.epochs]
     kept = checkpoint.load(EnhancedNet(), tmp_path / f"{run_name(run)}.pth")
     assert all(torch.equal(model.state_dict()[k], v) for k, v in kept.state_dict().items())
-    assert json.loads((tmp_path / f"{run_name(run)}.json").read_text()) == record
+    assert json.loads((tmp_path / f"{run_name(run)}.json").read_bytes()) == record
+
+
+def test_a_run_has_as_many_threads_as_it_is_given():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        record, _ = train_run(complete(QUICK | {"epochs": 1, "seed": 0}), threads=1)
+        assert (torch.get_num_threads(), record["threads"]) == (1, 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_is_done_is_skipped_and_the_order_is_that_of_the_runs(tmp_path, monkeypatch):
@@ -85,7 +95,7 @@ def test_a_record_that_is_of_no_use_is_named_and_computed_again(tmp_path, capsys
     run = QUICK | {"seed": 0}
     (record,) = sweep.sweep([run], tmp_path)
     path = tmp_path / f"{run_name(run)}.json"
-    path.write_text(damage(path.read_text()))
+    path.write_text(damage(path.read_text(encoding="utf-8")))
     assert without_seconds(sweep.sweep([run], tmp_path)) == without_seconds([record])
     printed = capsys.readouterr().out
     assert str(path) in printed
@@ -155,7 +165,7 @@ def dask(tmp_path):
         worker = [*cli, "distributed.cli.dask_worker", *known, *local, "--no-nanny"]
         worker += ["--nthreads", "1", "--local-directory", tmp_path]
         started += [subprocess.Popen(worker, **quiet) for _ in range(2)]
-        yield json.loads(where.read_text())["address"], started[1:]
+        yield json.loads(where.read_bytes())["address"], started[1:]
     finally:
         for process in started:
             process.kill()

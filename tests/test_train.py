@@ -1,6 +1,5 @@
 import copy
 import math
-import os
 import re
 import signal
 from pathlib import Path
@@ -219,7 +218,7 @@ def test_a_signal_while_validating_counts_unless_that_was_the_end(
 
     def signalling(model, dataset):
         if next(epochs) == in_epoch:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return evaluate(model, dataset)
 
     monkeypatch.setattr(train, "evaluate", signalling)

@@ -31,14 +31,14 @@ def page(weights: Path) -> str:
     )
     parts = {
         "RESULT": result,
-        "DIGITS": (HERE / "digits.js").read_text(),
-        "PAD": PAD.read_text().replace("export function", "function"),
+        "DIGITS": (HERE / "digits.js").read_text(encoding="utf-8"),
+        "PAD": PAD.read_text(encoding="utf-8").replace("export function", "function"),
         "WEIGHTS": base64.b64encode(integers).decode(),
         "SCALES": json.dumps(scales),
         "MEAN": str(MEAN),
         "STD": str(STD),
     }
-    text = (HERE / "page.html").read_text()
+    text = (HERE / "page.html").read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"@{name}@", part)
     return text
@@ -49,7 +49,7 @@ def main() -> None:
     best = models / "enhanced_model_best.pth"
     text = page(best if best.exists() else models / "enhanced_model.pth")
     with checkpoint.atomic(HERE / "index.html") as file:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8", newline="\n")
     print(f"web/index.html: {len(text.encode()) / 1e6:.2f} MB")
 
 

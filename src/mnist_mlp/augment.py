@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -52,7 +53,7 @@ def warp(
     """
     n, height, width = images.shape
     pixel = 2 / width  # grid_sample works in coordinates from -1 to 1
-    source = {"generator": generator, "device": generator.device}
+    source: Any = {"generator": generator, "device": generator.device}
 
     def uniform(*shape: int) -> torch.Tensor:
         return (torch.rand(n, *shape, **source) * 2 - 1) * strength
@@ -85,7 +86,7 @@ def disturb(
     Source: Xie et al., "Self-training with noisy student improves ImageNet classification", 2020:
     the student learns from disturbed images what its teacher says of the clean ones.
     """
-    source = {"generator": generator, "device": generator.device}
+    source: Any = {"generator": generator, "device": generator.device}
     size = len(images[::2])
     contrast = 1 - 0.8 * strength * torch.rand(size, 1, 1, **source)
     black = (1 - contrast) * torch.rand(size, 1, 1, **source)

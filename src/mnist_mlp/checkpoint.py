@@ -1,6 +1,5 @@
 """Weights on disk: written whole or not at all, read without running anybody's code."""
 
-import fcntl
 import hashlib
 import io
 import json
@@ -10,12 +9,16 @@ import pickletools
 import platform
 import re
 import tempfile
+import time
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 # All that the pickle of a state_dict names, each as "module name".
@@ -24,12 +27,14 @@ TENSORS = re.compile(
     r"|torch\._utils _rebuild_(tensor_v2|parameter)|torch\.storage UntypedStorage"
 )
 
+WINDOWS = os.name == "nt"
+PATIENCE = 1.0  # seconds that another process may take with a file
 
 CARD = {"model": str, "parameters": int, "versions": dict, "saved": str, "sha256": str}
 
 
 @contextmanager
-def atomic(path: Path):
+def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it replaces `path` in one step.
 
     Whatever happens, `path` holds either what it held before or the whole new content.
@@ -40,12 +45,36 @@ def atomic(path: Path):
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written to
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes files that nobody else may read
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move a file into another's place in one step.
+
+    Windows refuses while another process reads the target: there it is tried for a while.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if not WINDOWS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def lock(path: Path, timeout: float = -1) -> FileLock:
+    """Return a lock beside `path`, which the operating system takes back however a process ends.
+
+    Entering it raises `filelock.Timeout` after `timeout` seconds if that is 0 or more.
+    """
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
 
 
 def to_bytes(state: dict) -> bytes:
@@ -78,12 +107,12 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent, fcntl.LOCK_EX):
+        with lock(path):
             for left in path.parent.glob(f".{path.stem}.*.tmp"):  # by a killed process
                 left.unlink()
             with atomic(path.with_suffix(".json")) as card_file, atomic(path) as weights_file:
                 weights_file.write_bytes(weights)
-                card_file.write_text(json.dumps(about, indent=2) + "\n")
+                card_file.write_text(json.dumps(about, indent=2) + "\n", newline="\n")
     except OSError as error:
         raise OSError(f"{path} was not saved: {error}. What was there before is whole.") from error
 
@@ -98,8 +127,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     own = model.state_dict()
     state = read(path, limit=2 * sum(t.nbytes for t in own.values()) + 1_000_000)
-    _check_fit(model, state, path)
-    model.load_state_dict(state)
+    model.load_state_dict(_checked(model, state, path))
     return model.eval()
 
 
@@ -110,15 +138,18 @@ def read_card(path: str | Path) -> dict:
     other weights.
     """
     path = Path(path)
-    with _locked(path.parent, fcntl.LOCK_SH):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         card = read_json(path.with_suffix(".json"), CARD)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if card["sha256"] != sha256:
-        raise ValueError(
-            f"{path.with_suffix('.json')} is about other weights: those whose SHA-256 begins "
-            f"{card['sha256'][:12]!r}, found {sha256[:12]!r}. Save both anew."
-        )
-    return card
+        if card["sha256"] == sha256:
+            return card
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{path.with_suffix('.json')} is about other weights: those whose SHA-256 begins "
+                f"{card['sha256'][:12]!r}, found {sha256[:12]!r}. Save both anew."
+            )
+        time.sleep(0.02)  # another process may have saved the one and be about to save the other
 
 
 def read_json(path: Path, expected: dict[str, type]) -> dict:
@@ -142,18 +173,7 @@ def _refuse(constant: str):
     raise ValueError(f"it holds {constant}, expected finite numbers")
 
 
-@contextmanager
-def _locked(folder: Path, how: int):
-    """Hold a lock on the folder, which the operating system takes back however a process ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, how)
-        yield
-    finally:
-        os.close(handle)
-
-
-def read(path: Path, limit: int | None = None) -> object:
+def read(path: Path, limit: int | None = None) -> Any:
     """Return the tensors and plain values in a file of `torch.save`, verified, on the CPU.
 
     Nothing in it is executed, and it takes no more memory than the file has bytes, `limit` at most:
@@ -196,12 +216,12 @@ def _check_names(pickled: bytes) -> None:
     That torch itself refuses the other ways to name something, the tests check.
     """
     for opcode, name, _ in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL" and not TENSORS.fullmatch(name):
+        if opcode.name == "GLOBAL" and not TENSORS.fullmatch(str(name)):
             raise pickle.UnpicklingError(f"it names {name}")
 
 
-def _check_fit(model: nn.Module, state: object, path: Path) -> None:
-    """Raise ValueError unless `state` has just the model's keys, shapes and types, all finite."""
+def _checked(model: nn.Module, state: object, path: Path) -> dict[str, torch.Tensor]:
+    """Return `state`; ValueError unless it has just the model's keys, shapes, types, all finite."""
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
@@ -219,6 +239,7 @@ def _check_fit(model: nn.Module, state: object, path: Path) -> None:
             raise ValueError(
                 f"{path} is of no use: at {name} it holds numbers that are not finite."
             )
+    return state
 
 
 def describe(tensor: torch.Tensor | None) -> str:

@@ -82,7 +82,7 @@ class ImageDataset(Dataset):
         images, labels = self.__getitems__([index])
         return images[0], int(labels[0])
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return a preprocessed batch: float32 of shape (N, 784) and int64 of shape (N,).
 
         With `answers` these are the third element, float32 of shape (N, classes).
@@ -103,11 +103,18 @@ class ImageDataset(Dataset):
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set on a device, say "cuda", for a model that is there."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return self._with(lambda tensor: tensor.to(device))
 
     def subset(self, indices: torch.Tensor) -> "ImageDataset":
         """Return the data set of these images alone."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        return self._with(lambda tensor: tensor[indices])
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ImageDataset":
+        """Return the data set with each of its tensors changed in the same way."""
+        answers = None if self.answers is None else change(self.answers)
+        return replace(
+            self, images=change(self.images), labels=change(self.labels), answers=answers
+        )
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,7 @@ def _read(path: Path, size: int, sha256: str) -> torch.Tensor:
         what = "truncated" if found < size else "not MNIST's"
         raise ValueError(f"{path} is {what}: {found:,} bytes, expected {size:,}. {remedy}")
     content = np.fromfile(path, np.uint8)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content.data).hexdigest()
     if digest != sha256:
         raise ValueError(
             f"{path} is altered or another data set's: its SHA-256 begins {digest[:12]}, "

@@ -51,8 +51,8 @@ def lessons(
     for copy in tqdm(range(copies), "Lessons", unit="copy", file=sys.stdout, disable=not progress):
         generator = epoch_generator(seed, copy)
         warps = partial(warp, generator=generator, strength=augment)
-        images = [warps(part.float() / 255) for part in dataset.images.split(1024)]
-        images = (torch.cat(images) * 255).round().to(torch.uint8)
+        parts = [warps(part.float() / 255) for part in dataset.images.split(1024)]
+        images = (torch.cat(parts) * 255).round().to(torch.uint8)
         warped = replace(dataset, images=images)
         with rounded:
             answers = [evaluate(teacher, warped).logits for teacher in teachers]

@@ -2,7 +2,6 @@
 
 import errno
 import filecmp
-import os
 import shutil
 import socket
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from filelock import FileLock, Timeout
+
+from mnist_mlp.checkpoint import replace
 
 MIRROR = "https://storage.googleapis.com/cvdf-datasets/mnist/"  # besides torchvision's own
 TIMEOUT = 10  # seconds without an answer: torchvision sets none, and a silent mirror hangs
@@ -95,7 +96,7 @@ def _download(root: Path, kind: str, read: Callable[[Path], object], arguments: 
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.exists() and not filecmp.cmp(path, place, shallow=False):
                 shutil.copyfile(place, place.with_name(f"{place.name}.damaged"))
-            os.replace(path, place)
+            replace(path, place)
     shutil.rmtree(part)
 
 

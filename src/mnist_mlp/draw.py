@@ -48,7 +48,7 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = tuple("0123456789")
         return Markdown(SENTENCE)
 
     class DrawingPad(anywidget.AnyWidget):
-        _esm = Path(__file__).with_name("pad.js").read_text() + GLUE
+        _esm = Path(__file__).with_name("pad.js").read_text(encoding="utf-8") + GLUE
         classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
         canvas = traitlets.Any(b"").tag(sync=True)  # 280 x 280 bytes in a memoryview, or none
         seen = traitlets.Bytes().tag(sync=True)

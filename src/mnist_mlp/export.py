@@ -43,5 +43,6 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
+    assert program
     with atomic(Path(path)) as file:
         file.write_bytes(program.model_proto.SerializeToString())

@@ -45,7 +45,7 @@ def find_digits(picture: Picture) -> torch.Tensor:
     five keeps its roof. Raises what `to_mnist` raises.
     """
     ink, blobs = _blobs(_grey(picture))
-    spans = []  # of columns, with the numbers of the blobs that they hold
+    spans: list[list] = []  # of columns, with the numbers of the blobs that they hold
     boxes = enumerate(ndimage.find_objects(blobs), 1)
     for number, box in sorted((b for b in boxes if b[1]), key=_left):  # None: it was a speck
         left, right = box[1].start, box[1].stop
@@ -141,8 +141,8 @@ def _open(path: str | PathLike) -> Image.Image:
                 if picture.width * picture.height > MAX_PIXELS:
                     size = f"{picture.width:,} x {picture.height:,} pixels"
                     raise ValueError(f"{path} has {size}, expected at most {MAX_PIXELS:,} in all.")
-                if getattr(picture, "n_frames", 1) > 1:
-                    raise ValueError(f"{path} has {picture.n_frames} frames, expected one picture.")
+                if (frames := getattr(picture, "n_frames", 1)) > 1:
+                    raise ValueError(f"{path} has {frames} frames, expected one picture.")
                 return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)

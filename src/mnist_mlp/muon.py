@@ -25,7 +25,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([muon, *self.rest.param_groups], {"momentum": 0.95})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move the weights by their gradients."""
         group = self.param_groups[0]
         rate, momentum = group["lr"], group["momentum"]

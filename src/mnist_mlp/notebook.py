@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from mnist_mlp.evaluate import Evaluation, compare
 from mnist_mlp.train import History, check_settings, default_settings
 
 
-def recipe(namespace: Mapping[str, object], examples: int) -> dict[str, int | float | str]:
+def recipe(namespace: Mapping[str, Any], examples: int) -> dict[str, int | float | str]:
     """Return the keyword arguments of `fit` found among a notebook's variables, checked.
 
     `namespace`: the notebook's `globals()`. `examples`: the number of training images. Raises

@@ -1,6 +1,7 @@
 """One function a figure: it takes data, draws on `ax` or on a new figure, returns the axes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,7 @@ from mnist_mlp.train import History
 # Okabe & Ito's palette, told apart by every common kind of colour vision.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 CYCLE = [BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9"]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.facecolor": "white",  # stays legible on a dark page
     "savefig.dpi": 160,
@@ -92,7 +93,7 @@ def learning_rate_sweep(
     """
     ax = _axes(ax, 9, 3.6)
     for (name, accuracy), colour in zip(sweeps.items(), CYCLE, strict=False):
-        rates, best = sorted(accuracy), max(accuracy, key=accuracy.get)
+        rates, best = sorted(accuracy), max(accuracy, key=lambda rate: accuracy[rate])
         label = f"{name}: {accuracy[best]:.2%} at {best:g}"
         ax.plot(rates, [accuracy[rate] for rate in rates], "o-", color=colour, label=label)
         ax.plot(best, accuracy[best], "o", color=colour, markersize=11)
@@ -161,9 +162,8 @@ def confusion_matrix(
 def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
     """Draw accuracy, with its 95% interval, against confidence, and how many images lie there."""
     ax = _axes(ax, 6.4, 4.6)
-    confidence, accuracy, count = (
-        evaluation.calibration()[key] for key in ("confidence", "accuracy", "count")
-    )
+    found: dict[str, Any] = evaluation.calibration()
+    confidence, accuracy, count = (found[key] for key in ("confidence", "accuracy", "count"))
     ax.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
     intervals = [wilson_interval(a * n, n) for a, n in zip(accuracy, count, strict=True)]
     ax.vlines(confidence, *zip(*intervals, strict=True), color=BLUE, alpha=0.4)
@@ -232,12 +232,12 @@ def probabilities(
 ) -> Axes:
     """Draw one image, of shape (28, 28), beside the probability of each class."""
     ax = _axes(ax, 7.5, 3.2)
-    probability = probability.numpy()
-    colours = [ORANGE if p == probability.max() else BLUE for p in probability]
-    bars = ax.bar(range(len(classes)), probability, color=colours)
-    ax.bar_label(bars, [f"{p:.1%}" if p >= 0.001 else "" for p in probability], fontsize=9)
+    heights = probability.numpy()
+    colours = [ORANGE if p == heights.max() else BLUE for p in heights]
+    bars = ax.bar(range(len(classes)), heights, color=colours)
+    ax.bar_label(bars, [f"{p:.1%}" if p >= 0.001 else "" for p in heights], fontsize=9)
     ax.set_xticks(range(len(classes)), classes)
-    ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * probability.max()))
+    ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * heights.max()))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="x", visible=False)
     picture = ax.inset_axes((-0.62, 0.02, 0.45, 0.96))

@@ -2,19 +2,19 @@
 
 import copy
 import hashlib
-import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 
-from mnist_mlp.checkpoint import atomic, describe, read, to_bytes
+from mnist_mlp.checkpoint import atomic, describe, lock, read, replace, to_bytes
 from mnist_mlp.data import ImageDataset
 
 FORMAT = 1
@@ -45,8 +45,8 @@ class Checkpoint:
             yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # the operating system takes the lock back however a process ends
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+        try:
+            with lock(self.path, timeout=0):
                 for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):  # by a killed one
                     left.unlink()
                 yield
@@ -82,7 +82,7 @@ class Checkpoint:
             except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
                 self._load(untouched)
                 aside = self._beside(".damaged")
-                os.replace(path, aside)
+                replace(path, aside)
                 warnings.warn(f"{path} is of no use and now {aside}: {error!r}.", stacklevel=3)
                 continue
             raise ValueError(
@@ -101,7 +101,7 @@ class Checkpoint:
             with atomic(self.path) as file:
                 file.write_bytes(to_bytes(state | {"torch": torch.get_rng_state()}))
                 if self.path.exists():
-                    os.replace(self.path, self._beside(".previous"))
+                    replace(self.path, self._beside(".previous"))
         except OSError as error:
             warnings.warn(f"{self.path} was not saved, training goes on: {error}.", stacklevel=3)
 
@@ -110,6 +110,7 @@ class Checkpoint:
             part.load_state_dict(states[name])
 
     def _beside(self, suffix: str) -> Path:
+        assert self.path
         return self.path.with_name(self.path.name + suffix)
 
 
@@ -119,7 +120,7 @@ def _about(settings: dict, model: nn.Module, datasets: Iterable[ImageDataset]) -
     for dataset in datasets:
         for tensor in (dataset.images, dataset.labels, dataset.answers):
             if tensor is not None:
-                digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     shapes = ", ".join(f"{name} {describe(t)}" for name, t in model.state_dict().items())
     return settings | {
         "model": f"{type(model).__name__}: {shapes}",
@@ -137,7 +138,8 @@ def deferred() -> Iterator[list[int]]:
     The second one acts at once, as it did before. Without effect outside the main thread, which
     alone receives signals.
     """
-    received, before = [], {}
+    received: list[int] = []
+    before: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in before.items():

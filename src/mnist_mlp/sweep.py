@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm import tqdm
 
 from mnist_mlp.checkpoint import atomic, read_json
@@ -25,9 +24,10 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     Raises TypeError or ValueError for an unknown field or an absurd value before the first run.
     """
     named = {Path(folder) / f"{run_name(run)}.json": complete(run) for run in runs}
-    done = {path: _read(path, run) for path, run in named.items() if path.exists()}
-    todo = {path: run for path, run in named.items() if not done.get(path)}
-    workers = Parallel(max(1, os.cpu_count() // threads), return_as="generator_unordered")
+    found = {path: _read(path, run) for path, run in named.items() if path.exists()}
+    done = {path: record for path, record in found.items() if record}
+    todo = {path: run for path, run in named.items() if path not in done}
+    workers = Parallel(max(1, cpu_count() // threads), return_as="generator_unordered")
     trained = workers(delayed(_train)(path, run, threads) for path, run in todo.items())
     start, total = len(named) - len(todo), len(named)
     for path, record, weights in tqdm(trained, "Sweep", total, initial=start, file=sys.stdout):
@@ -54,6 +54,7 @@ def _read(path: Path, run: dict) -> dict | None:
         return record
     except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"{path} is computed again, for it is of no use: {error!r}.", flush=True)
+        return None
 
 
 @contextmanager

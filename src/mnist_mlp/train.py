@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -98,8 +99,8 @@ def fit(
     call with the same arguments goes on, to the same bits as without the interruption; if it was
     completed there, it has nothing left to do.
 
-    `train`: a data set, or several that take turns, an epoch each. If it has a teacher's answers
-    (see `distill.lessons`), these are learned in place of the labels, both tempered by
+    `train`: a data set, or several that take turns, an epoch each. Where one has a teacher's
+    answers (see `distill.lessons`), these are learned in place of its labels, both tempered by
     `temperature`. `schedule`: "one-cycle" or "constant". `precision`: "float32", or "bfloat16" for
     the model's products while it learns, up to twice as fast where the processor has such products.
 
@@ -119,9 +120,8 @@ def fit(
         model, sum(batch_counts), optimizer=optimizer, schedule=schedule,
         learning_rate=learning_rate, weight_decay=weight_decay, averaging=averaging,
     )  # fmt: skip
-    loss_of = partial(F.cross_entropy, label_smoothing=label_smoothing)
-    if turns[0].answers is not None:
-        loss_of = partial(soft_loss, temperature=temperature)
+    of_labels = partial(F.cross_entropy, label_smoothing=label_smoothing)
+    of_answers = partial(soft_loss, temperature=temperature)
     change = partial(_change, augment=augment, elastic=elastic, noise=noise)
     device = validation.images.device.type
     rounded = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
@@ -143,6 +143,7 @@ def fit(
                 batches = loader(lesson, batch_size, generator, change, skip=at["steps"])
                 if at["steps"]:
                     generator.set_state(at["drawn"])
+                loss_of = of_labels if lesson.answers is None else of_answers
                 for _ in learner.steps(batches, loss_of, rounded, at):
                     if signals or at["steps"] % SAVE_STEPS == 0:
                         now = time.perf_counter() - start
@@ -150,7 +151,7 @@ def fit(
                     if signals:
                         raise KeyboardInterrupt
                 judged = evaluate(learner.kept, validation)
-                rate, now = learner.schedule.get_last_lr()[0], time.perf_counter() - start
+                rate, now = float(learner.schedule.get_last_lr()[0]), time.perf_counter() - start
                 history.epochs.append(_record(at, judged, rate, epochs, now))
                 if judged.accuracy >= history.validation_accuracy:
                     best, history.best_epoch = copy.deepcopy(learner.kept.state_dict()), epoch
@@ -211,7 +212,7 @@ class _Learner:
         self.schedule = SCHEDULES[schedule](self.optimizer, peaks, steps)
         average = partial(_move_average, decay=averaging)
         self.averaged = AveragedModel(model, multi_avg_fn=average) if averaging else None
-        self.kept = self.averaged.module if averaging else model  # what is validated
+        self.kept = self.averaged.module if self.averaged else model  # what is validated
 
     @property
     def parts(self) -> dict:
@@ -227,11 +228,12 @@ class _Learner:
         at: dict,
     ) -> Iterator[None]:
         """Take a step for each batch, add up in `at` what `NOTHING` names, and yield after each."""
+        classes = len(cast(ImageDataset, batches.dataset).classes)
         self.model.train()
         for images, labels, *answers in batches:
             with rounded:
                 logits = self.model(images)
-            if logits.shape[1] != (classes := len(batches.dataset.classes)):
+            if logits.shape[1] != classes:
                 raise ValueError(f"the model has {logits.shape[1]} outputs for {classes} classes.")
             loss = loss_of(logits.float(), *answers or [labels])
             mean_loss = loss.item()

@@ -7,12 +7,13 @@ import time
 import warnings
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import idx
+from helpers import idx, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,18 +53,24 @@ def broken(draw, whole: bytes) -> bytes:
     return content
 
 
-def each(content: st.SearchStrategy, examples: int):
-    """Run a test on so many inputs, the same ones every time."""
+def each(content: st.SearchStrategy, check, examples: int) -> None:
+    """Check so many inputs, the same ones every time."""
     bounds = settings(
         max_examples=examples, deadline=None, derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    return lambda test: bounds(given(content=content)(test))
+    bounds(given(content=content)(lambda content: check(content)))()
+
+
+def examples(number: int):
+    return pytest.mark.parametrize("examples", sample(number // 25, number))
 
 
 def resident(key: str = "VmHWM") -> float:
     """Megabytes that this process has, or with VmHWM has had at most."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if key in x)
+    line = next(
+        x for x in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if key in x
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -134,14 +141,14 @@ def check_weights(folder, content):
         assert all(map(torch.equal, before, model.parameters()))
 
 
-@each(broken(WEIGHTS), 2000)
-def test_weights(folder, content):
-    check_weights(folder, content)
+@examples(2000)
+def test_weights(folder, examples):
+    each(broken(WEIGHTS), partial(check_weights, folder), examples)
 
 
-@each(broken(PICKLED).map(with_right_checksums), 2500)
-def test_weights_whose_checksums_are_right(folder, content):
-    check_weights(folder, content)
+@examples(2500)
+def test_weights_whose_checksums_are_right(folder, examples):
+    each(broken(PICKLED).map(with_right_checksums), partial(check_weights, folder), examples)
 
 
 CARD = {
@@ -150,12 +157,17 @@ CARD = {
 }  # fmt: skip
 
 
-@each(broken(json.dumps(CARD, indent=2).encode()), 1500)
-def test_card(folder, content):
-    (folder / "card.pth").write_bytes(WEIGHTS)
-    (folder / "card.json").write_bytes(content)
-    card = outcome("cards", lambda: checkpoint.read_card(folder / "card.pth"), ValueError)
-    assert card is None or card["sha256"] == CARD["sha256"]
+@examples(1500)
+def test_card(folder, examples, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+
+    def check(content):
+        (folder / "card.pth").write_bytes(WEIGHTS)
+        (folder / "card.json").write_bytes(content)
+        card = outcome("cards", lambda: checkpoint.read_card(folder / "card.pth"), ValueError)
+        assert card is None or card["sha256"] == CARD["sha256"]
+
+    each(broken(json.dumps(CARD, indent=2).encode()), check, examples)
 
 
 RUN = {"seed": 0, "epochs": 2}
@@ -165,37 +177,49 @@ RECORD = {
 }  # fmt: skip
 
 
-@each(broken(json.dumps(RECORD, indent=1).encode()), 1500)
-def test_record(folder, content):
+@examples(1500)
+def test_record(folder, examples):
     """A record that is of no use is none: it is named, and the run is trained again."""
-    (folder / "record.pth").write_bytes(WEIGHTS)
-    (folder / "record.json").write_bytes(content)
-    record = outcome("records", lambda: sweep._read(folder / "record.json", RUN))
-    assert record is None or (record["run"], record["version"]) == (RUN, VERSION)
+
+    def check(content):
+        (folder / "record.pth").write_bytes(WEIGHTS)
+        (folder / "record.json").write_bytes(content)
+        record = outcome("records", lambda: sweep._read(folder / "record.json", RUN))
+        assert record is None or (record["run"], record["version"]) == (RUN, VERSION)
+
+    each(broken(json.dumps(RECORD, indent=1).encode()), check, examples)
 
 
-@each(broken(idx(np.arange(20 * 784, dtype=np.uint32).astype(np.uint8).reshape(20, 28, 28))), 1500)
-def test_mnist(folder, content):
+@examples(1500)
+def test_mnist(folder, examples):
     """A file of MNIST is the right one or refused."""
     whole = idx(np.arange(20 * 784, dtype=np.uint32).astype(np.uint8).reshape(20, 28, 28))
     digest = hashlib.sha256(whole).hexdigest()
     path = folder / "images-idx3-ubyte"
-    path.write_bytes(content)
-    read = outcome("MNIST files", lambda: data._read(path, len(whole), digest), ValueError)
-    assert (read is not None) == (content == whole)
+
+    def check(content):
+        path.write_bytes(content)
+        read = outcome("MNIST files", lambda: data._read(path, len(whole), digest), ValueError)
+        assert (read is not None) == (content == whole)
+
+    each(broken(whole), check, examples)
 
 
-@each(broken(idx(np.zeros((24, 28, 28), np.uint8))), 1500)
-def test_sibling(folder, content):
+@examples(1500)
+def test_sibling(folder, examples):
     """torchvision's own reader, which checks no digest."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for part in ("train", "t10k"):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(np.zeros((24, 28, 28), np.uint8)))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(24, dtype=np.uint8) % 10))
-    (raw / "train-images-idx3-ubyte").write_bytes(content)
-    read = outcome("siblings", lambda: load_other("fashion", folder, False, 0), ValueError)
-    assert read is None or len(read.train) == 22
+
+    def check(content):
+        (raw / "train-images-idx3-ubyte").write_bytes(content)
+        read = outcome("siblings", lambda: load_other("fashion", folder, False, 0), ValueError)
+        assert read is None or len(read.train) == 22
+
+    each(broken(idx(np.zeros((24, 28, 28), np.uint8))), check, examples)
 
 
 def picture(format: str) -> bytes:
@@ -207,8 +231,8 @@ def picture(format: str) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "BMP", "TIFF"])
-def test_picture(folder, format):
-    @each(broken(picture(format)), 300)
+@examples(300)
+def test_picture(folder, format, examples):
     def check(content):
         path = folder / f"digit.{format.lower()}"
         path.write_bytes(content)
@@ -216,7 +240,7 @@ def test_picture(folder, format):
         assert image is None or image.shape == (28, 28)
         outcome("pictures", lambda: find_digits(path), ValueError)
 
-    check()
+    each(broken(picture(format)), check, examples)
 
 
 @pytest.fixture(scope="module")
@@ -229,19 +253,20 @@ def middle(folder):
     return file, (folder / "run.pt").read_bytes()
 
 
-def test_checkpoint(folder, middle):
+@examples(1000)
+def test_checkpoint(folder, middle, examples):
     file, whole = middle
 
-    @each(broken(whole), 1000)
     def check(content):
         file.path.write_bytes(content)
         with warnings.catch_warnings(action="ignore"):
             progress = outcome("checkpoints", file.restore, ValueError)
         assert progress in (None, {}, {"epochs": [{"loss": 0.5}], "best_epoch": 1})
 
-    check()
+    each(broken(whole), check, examples)
 
 
+@pytest.mark.campaign
 def test_these_were_more_than_ten_thousand(capsys):
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in COUNT.items())
     with capsys.disabled():
