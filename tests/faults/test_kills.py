@@ -63,20 +63,22 @@ def run(folder: Path, resumable: bool = True, kill_after: float | None = None) -
     return (folder / "end.json").exists()
 
 
-@pytest.mark.parametrize("kills", sample(10, 200))
+@pytest.mark.parametrize("kills", sample(4, 200))
 def test_a_training_killed_at_any_moment_ends_in_the_same_bits(tmp_path, capsys, kills):
     """After each kill what is on disk is whole, and the next run ends as if nothing had been."""
     (tmp_path / "whole").mkdir()
     assert run(tmp_path / "whole", resumable=False)
     expected = (tmp_path / "whole" / "end.json").read_text(encoding="utf-8")
     seconds = []
-    for attempt in range(3):
+    for attempt in range(1 if kills < 100 else 3):
         (tmp_path / f"timed {attempt}").mkdir()
         start = time.perf_counter()
         assert run(tmp_path / f"timed {attempt}")
         seconds.append(time.perf_counter() - start)
     chance = random.Random(0)
-    moments = [chance.uniform(0, 1.5 * sorted(seconds)[1]) for _ in range(5 * kills)]
+    moments = [
+        chance.uniform(0, 1.5 * sorted(seconds)[len(seconds) // 2]) for _ in range(5 * kills)
+    ]
 
     def survive(number: int) -> str:
         """Return what was on disk after the kill, or "" if the run was over before it."""
@@ -104,8 +106,8 @@ def test_a_training_killed_at_any_moment_ends_in_the_same_bits(tmp_path, capsys,
 
     killed = []
     with ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(moments), 10):
-            killed += filter(None, pool.map(survive, range(start, start + 10)))
+        for start in range(0, len(moments), 4):
+            killed += filter(None, pool.map(survive, range(start, start + 4)))
             if len(killed) >= kills and killed.count("a checkpoint") >= kills / 2:
                 break
     with capsys.disabled():
@@ -146,7 +148,8 @@ def test_two_processes_save_to_the_same_file_and_a_reader_sees_whole_ones(tmp_pa
     assert names == [".net.pth.lock", "net.json", "net.pth"]
 
 
-def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("epochs", sample(2, 6))
+def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, capsys, epochs):
     """Timed where it is spent, for the difference of two whole trainings is noise."""
     from mnist_mlp import resume
 
@@ -167,11 +170,11 @@ def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, cap
     start = time.perf_counter()
     torch.manual_seed(0)
     train.fit(
-        EnhancedNet(), mnist.train, mnist.validation, epochs=6, progress=False,
+        EnhancedNet(), mnist.train, mnist.validation, epochs=epochs, progress=False,
         checkpoint=tmp_path / "run.pt",
     )  # fmt: skip
     share = sum(spent) / (time.perf_counter() - start - sum(spent))
     with capsys.disabled():
         print(f"\nA checkpoint every epoch costs {share:.1%} of the training's time.")
-    assert len(spent) == 8
+    assert len(spent) == epochs + 2
     assert share < 0.1  # 2% on an idle machine
