@@ -22,7 +22,7 @@ from papermill.parameterize import parameterize_notebook
 from mnist_mlp.checkpoint import atomic
 from mnist_mlp.data import load
 
-os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # our kernel, not one of the user's own
 
 
 class Client(NotebookClient):

@@ -36,6 +36,11 @@ def assert_same_picture(new: Path, published: Path) -> None:
     assert abs(one - other).mean() < 0.001
 
 
+def visible(folder: Path) -> list[str]:
+    """Return the names of a folder's files but for locks, which not every system leaves behind."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
 @contextmanager
 def full_disk(size: int):
     """Let no file grow beyond so many bytes: it fails as a full disk does."""
