@@ -75,6 +75,9 @@ def execute(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        sys.exit()
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     started = time.perf_counter()

@@ -3,12 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import optimize, special, stats
 from sklearn import metrics
 from torch import nn
 
 from mnist_mlp.data import ImageDataset
-from mnist_mlp.evaluate import Evaluation, compare, evaluate
+from mnist_mlp.evaluate import Evaluation, compare, evaluate, paired_interval
 from mnist_mlp.model import EnhancedNet
 
 
@@ -116,17 +116,60 @@ def test_compare_is_mcnemars_test_and_its_interval_agrees():
     assert 0 < found.low < 0.02 < found.high < 0.04
     back = compare(b, a)
     assert (back.difference, back.low, back.high) == pytest.approx((-0.02, -found.high, -found.low))
-    assert compare(a, a).difference == compare(a, a).low == compare(a, a).high == 0
-    assert compare(a, a).p_value == 1
+    assert (found.verdict, back.verdict) == ("better", "worse")
+    same = compare(a, a)
+    assert (same.difference, same.p_value, same.verdict) == (0, 1, "not told apart")
+    assert same.high == -same.low == pytest.approx(1.959964**2 / (1000 + 1.959964**2))
 
 
-def test_the_interval_of_a_comparison_holds_the_truth_19_times_in_20():
-    random, held = np.random.default_rng(0), 0
-    for _ in range(300):
-        draw = torch.tensor(random.choice(4, 1000, p=[0.94, 0.02, 0.03, 0.01]))
-        found = compare((draw == 0) | (draw == 1), (draw == 0) | (draw == 2))
-        held += found.low <= 0.01 <= found.high
-    assert held >= 0.93 * 300
+@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 1, 44), (5, 5, 100), (3, 40, 5000)])
+def test_at_the_intervals_ends_the_score_test_is_at_its_border(gained, lost, n):
+    """With the likelihood maximised numerically under each end's difference."""
+    for difference in paired_interval(gained, lost, n):
+
+        def unlikely(share, difference=difference):  # share: of the pairs that are lost
+            gains, rest = share + difference, 1 - 2 * share - difference
+            return -(
+                special.xlogy(gained, gains)
+                + special.xlogy(lost, share)
+                + special.xlogy(n - gained - lost, rest)
+            )
+
+        bounds = max(0.0, -difference), (1 - difference) / 2
+        options = {"xatol": 1e-13}
+        share = optimize.minimize_scalar(unlikely, bounds=bounds, options=options).x
+        variance = (2 * share + difference - difference**2) / n
+        z = abs((gained - lost) / n - difference) / variance**0.5
+        assert z == pytest.approx(1.96, abs=0.002)
+
+
+def coverage(n: int, gains: float, losses: float, draws: int = 2000) -> float:
+    """How often the interval holds the true difference of two models, simulated."""
+    random = np.random.default_rng(0)
+    seen = random.multinomial(n, [gains, losses, 1 - gains - losses], draws)[:, :2]
+    pairs, counts = np.unique(seen, axis=0, return_counts=True)
+    held = 0
+    for (gained, lost), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        low, high = paired_interval(gained, lost, n)
+        assert -1 <= low <= (gained - lost) / n <= high <= 1
+        held += count * (low <= gains - losses <= high)
+    return held / draws
+
+
+@pytest.mark.parametrize("n", [120, 1000, 5000, 10_000])
+@pytest.mark.parametrize(
+    ("gains", "losses"),
+    [(0.03, 0.02), (0.02, 0.002), (0.0, 0.2), (0.1, 0.1), (0.002, 0.002), (0.5, 0.05)],
+)
+def test_the_interval_of_a_comparison_holds_the_truth_19_times_in_20(n, gains, losses):
+    assert coverage(n, gains, losses) >= 0.93
+
+
+def test_all_lost_and_all_gained_end_at_the_bounds():
+    low, high = paired_interval(0, 50, 50)
+    assert low == -1
+    assert high == pytest.approx(-(50 - 1.959964**2) / (50 + 1.959964**2), abs=1e-6)
+    assert paired_interval(50, 0, 50) == pytest.approx((-high, -low))
 
 
 def test_models_judged_on_different_images_are_not_compared():
@@ -190,5 +233,5 @@ def test_as_many_won_as_lost_is_no_difference_but_an_interval():
     found = compare(a, b)
     assert found.difference == 0
     assert found.low == pytest.approx(-found.high)
-    assert found.high == pytest.approx((2 * 0.8128 - 1) * 0.1, abs=1e-4)
+    assert 0.05 < found.high < 0.1
     assert found.p_value == 1

@@ -1,6 +1,5 @@
 """What leaves for another runtime says what PyTorch says."""
 
-import re
 import sys
 
 import numpy as np
@@ -13,7 +12,6 @@ from mnist_mlp.export import export_onnx
 from mnist_mlp.model import ConvNet, EnhancedNet
 
 WEIGHTS = data.home() / "models" / "enhanced_model.pth"
-README = (data.home() / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +48,6 @@ def test_the_convolutional_network_and_other_classes_leave_too(tmp_path):
     (found,) = runtime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": images})
     normalised = (torch.from_numpy(images) / 255 - data.MEAN) / data.STD
     np.testing.assert_allclose(found, model(normalised).softmax(1).detach(), atol=1e-5)
-
-
-def test_the_readmes_serving_code_answers(exported, monkeypatch):
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "onnxruntime" in c)
-    assert len(code.strip().splitlines()) <= 10
-    monkeypatch.chdir(exported.parent)
-    names = {}
-    exec(code, names)
-    assert names["probabilities"].shape == (1, 10)
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):

@@ -303,7 +303,7 @@ def test_the_log_compares_each_run_with_the_first():
     ]  # fmt: skip
     rows = [row.strip("| ").split(" | ") for row in log.table().splitlines()[2:]]
     assert [row[-1] for row in rows[1:]] == [
-        "better", "not told apart", "worse", "not comparable: other data", "worse",
+        "better", "not told apart", "worse", "99.90%", "worse",
     ]  # fmt: skip
     assert rows[1][3] == "98.00%"
     assert rows[1][4].startswith("+3.00 [+")

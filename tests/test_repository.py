@@ -67,9 +67,11 @@ def test_the_published_weights_have_right_what_readme_says(mnist, seeds):
 def test_the_readmes_plain_pytorch_gives_the_models_probabilities(monkeypatch):
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "torch.load" in c)
     images = torch.randint(256, (20, 28, 28), dtype=torch.uint8)
-    names = {"images": images}
     monkeypatch.chdir(ROOT)
-    exec(code, names)
+    example = "torch.zeros(1, 28, 28, dtype=torch.uint8)"
+    assert example in code
+    names = {"given": images}
+    exec(code.replace(example, "given"), names)
     model = checkpoint.load(EnhancedNet(), WEIGHTS)
     expected = model.predict_proba((images / 255 - 0.1307) / 0.3081)
     torch.testing.assert_close(names["probabilities"], expected)

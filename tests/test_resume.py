@@ -181,6 +181,9 @@ class Evil:
 def test_a_pickle_in_its_place_is_not_run(toy, tmp_path):
     path, trace = tmp_path / "run.pt", tmp_path / "trace"
     torch.save({"about": Evil(trace)}, path)
+    with pytest.raises(ValueError, match="is no training's checkpoint: it stays as it is"):
+        fit(net(), *toy, checkpoint=path, **SETTINGS | {"epochs": 1})
+    torch.save({"about": Evil(trace), resume.MARK.decode(): True}, path)  # of one who knows ours
     with pytest.warns(UserWarning, match="holds pickled objects, which may run code"):
         fit(net(), *toy, checkpoint=path, **SETTINGS | {"epochs": 1})
     assert not trace.exists()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mnist_mlp.download import REMEDY, ensure
+from mnist_mlp.download import ensure, remedy
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
 
@@ -43,9 +43,10 @@ class ImageDataset(Dataset):
 
     `images`: uint8 of shape (N, 28, 28), 0 the background, 255 the ink. `labels`: int64 of shape
     (N,), from 0 to `len(classes) - 1`. `augment`: None, or a function from and to float32 images
-    of shape (N, 28, 28) on the scale from 0 to 1. `answers`: None, or a teacher's logits, float of
-    shape (N, classes), to be learned in place of the labels. Raises ValueError if these do not fit
-    together.
+    of shape (N, 28, 28) on the scale from 0 to 1, called for training, after the warps that `fit`
+    brings; its random numbers are to come from torch's own generator. `answers`: None, or a
+    teacher's logits, float of shape (N, classes), to be learned in place of the labels. Raises
+    ValueError if these do not fit together.
     """
 
     images: torch.Tensor
@@ -141,8 +142,8 @@ def loader(
     """Return a DataLoader over all images but the first `skip` batches, the last short if need be.
 
     In file order without a `generator`; with one, in a random order drawn from it, each batch
-    passed through `augment(images, generator)` if that is given. Batches are those of
-    `ImageDataset.__getitems__`.
+    passed through `augment(images, generator)` if that is given, and then through the data set's
+    own. Batches are those of `ImageDataset.__getitems__`.
     """
     if generator is None:
         order = torch.arange(len(dataset))
@@ -150,13 +151,19 @@ def loader(
         order = torch.randperm(len(dataset), generator=generator)
     order = order.to(dataset.images.device)
     if augment is not None:
-        dataset = replace(dataset, augment=partial(augment, generator=generator))
+        dataset = replace(dataset, augment=_chain(augment, dataset.augment, generator))
     return DataLoader(
         dataset,
         batch_sampler=order.split(batch_size)[skip:],
         collate_fn=lambda batch: batch,
         generator=torch.Generator(),  # else it draws from the one that a model's dropout has
     )
+
+
+def _chain(first, then, generator: torch.Generator | None) -> Callable:
+    """Return the augmentation that is `first(images, generator)`, and then, if any, `then`."""
+    first = partial(first, generator=generator)
+    return first if then is None else lambda images: then(first(images))
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -190,7 +197,10 @@ def default_root() -> Path:
 
 
 def load(
-    name: str = "mnist", root: str | Path | None = None, download: bool = True, seed: int = 0
+    name: str | Path = "mnist",
+    root: str | Path | None = None,
+    download: bool = True,
+    seed: int = 0,
 ) -> Splits:
     """Return the train, validation and test sets of a data set.
 
@@ -199,14 +209,20 @@ def load(
     "auto" (MNIST if it is there or can be downloaded, else the digits); one of torchvision's
     siblings "fashion", "kmnist", "qmnist", "emnist-digits" and "usps"; or the path of a folder
     that holds a folder of pictures for each class, which `images.to_mnist` prepares: a fifth of
-    them are for the test. `root`: the folder that holds `MNIST/raw/`; else `$MNIST_ROOT`, else
-    `data/`, both relative to the repository.
+    them are for the test, unless the folder holds two such folders, `train` and `test`. `root`: the
+    folder that holds `MNIST/raw/`; else `$MNIST_ROOT`, else `data/`, both relative to the
+    repository.
 
     With `download` what is missing or damaged is fetched, see `download.ensure`. Raises ValueError
     for an unknown name or a file that is damaged and cannot be fetched, FileNotFoundError if the
-    data set is neither there nor to be downloaded, OSError for a file that cannot be read.
+    data set is neither there nor to be downloaded, OSError for a file that cannot be read,
+    TypeError for a name or seed that is none.
     """
-    root = Path(root or default_root())
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"load takes a data set's name or a folder, found {name!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TypeError(f"seed must be a whole number of at least 0, found {seed!r}.")
+    name, root = str(name), Path(root or default_root())
     if name not in ("mnist", "auto"):
         from mnist_mlp import others  # here, since it needs this module, and time
 
@@ -214,7 +230,9 @@ def load(
     try:
         return _mnist(root, download, seed)
     except PermissionError as error:
-        raise PermissionError(f"MNIST in {root} cannot be read: {error}. {REMEDY}") from error
+        raise PermissionError(
+            f"MNIST in {root} cannot be read: {error}. {remedy('MNIST')}"
+        ) from error
     except FileNotFoundError as error:
         if name == "mnist":
             raise
@@ -242,7 +260,9 @@ def _files(root: Path) -> list[torch.Tensor]:
     """Return the content of the four files. Raises as `_read`, and FileNotFoundError."""
     raw = root / "MNIST" / "raw"
     if missing := [name for name in MNIST_FILES if not (raw / name).is_file()]:
-        raise FileNotFoundError(f"MNIST is not there: {raw} lacks {', '.join(missing)}. {REMEDY}")
+        raise FileNotFoundError(
+            f"MNIST is not there: {raw} lacks {', '.join(missing)}. {remedy('MNIST')}"
+        )
     return [_read(raw / name, *expected) for name, expected in MNIST_FILES.items()]
 
 

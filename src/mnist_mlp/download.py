@@ -1,5 +1,6 @@
 """What torchvision's downloads lack: a timeout, further tries, one at a time, whole files only."""
 
+import contextlib
 import errno
 import filecmp
 import shutil
@@ -20,11 +21,16 @@ TRIES, PAUSE = 4, 1.0  # the pause, in seconds, doubles from one to the next
 PATIENCE = 900  # seconds that another process may take to download the same
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 ARCHIVES = (".gz", ".zip", ".bz2")
-REMEDY = (
-    "Set MNIST_ROOT to the folder that holds MNIST/raw/, connect to the network once, "
-    "or use load('digits')."
-)
 Files = TypeVar("Files")
+
+
+def remedy(kind: str) -> str:
+    """Return what to do where the files of torchvision's class `kind` are not there."""
+    held = "usps.bz2 and usps.t.bz2" if kind == "USPS" else f"{kind}/raw/"
+    return (
+        f"Set MNIST_ROOT to the folder that holds {held}, connect to the network once, "
+        "or use load('digits')."
+    )
 
 
 def ensure(
@@ -49,7 +55,11 @@ def ensure(
             try:
                 return read(root)  # another process has fetched it meanwhile
             except (FileNotFoundError, ValueError):
-                _download(root, kind, read, arguments)
+                try:
+                    _download(root, kind, read, arguments)
+                except BaseException:
+                    _tidy(root, kind)
+                    raise
         return read(root)
     except (OSError, RuntimeError, ValueError, HTTPException, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -58,8 +68,17 @@ def ensure(
         if isinstance(before, ValueError):
             raise ValueError(f"{before} It could not be downloaded afresh ({reason}).") from error
         raise FileNotFoundError(
-            f"{kind} is not in {root} and could not be downloaded ({reason}). {REMEDY}"
+            f"{kind} is not in {root} and could not be downloaded ({reason}). {remedy(kind)}"
         ) from error
+
+
+def _tidy(root: Path, kind: str) -> None:
+    """Leave nothing of a download that failed but what a later one need not fetch again."""
+    part = root / f".partial-{kind}"
+    if not any(path.is_file() for path in part.rglob("*")):
+        shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        (root / ".download.lock").unlink()
 
 
 def _download(root: Path, kind: str, read: Callable[[Path], object], arguments: dict) -> None:

@@ -132,13 +132,15 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
-    """Return the model's evaluation on every image of the data set, in order.
+    """Return the model's evaluation on every image of the data set, in order, as it is.
 
-    The model is in evaluation mode meanwhile, and each of its modules afterwards as it was.
+    The model is in evaluation mode meanwhile, and each of its modules afterwards as it was. The
+    data set's own `augment` is not called.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
+        dataset = replace(dataset, augment=None)
         logits = torch.cat([model(images).float() for images, *_ in loader(dataset)])
     finally:
         for module, training in modes.items():
@@ -146,12 +148,42 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)
 
 
+def check_model(model: nn.Module, dataset: ImageDataset) -> None:
+    """Raise TypeError or ValueError, in one sentence, if the model cannot classify these images."""
+    images = dataset.subset(torch.arange(min(2, len(dataset)))).images.flatten(1).float()
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            logits = model(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the model must take images of shape {tuple(images.shape)}, the pixels in a row: if "
+            f"it wants a square, begin its forward with x.view(-1, 1, 28, 28). It said: {reason}"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"the model must return logits, a tensor of shape (N, {len(dataset.classes)}), found "
+            f"a {type(logits).__name__}."
+        )
+    if logits.shape[1:] != (len(dataset.classes),):
+        raise ValueError(
+            f"the model must return logits of shape (N, {len(dataset.classes)}), one a class, "
+            f"found (N, {', '.join(map(str, logits.shape[1:]))})."
+        )
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The difference in accuracy of two models on the same images, `b` minus `a`.
 
     `difference` and its 95% interval `low` to `high` are shares (0.01 = one percentage point).
-    `p_value` is that of McNemar's exact test of "no difference".
+    `p_value` is that of McNemar's exact test of "no difference", which decides the `verdict`. That
+    test is the more cautious: at the border the interval may leave out zero where it finds nothing.
     """
 
     difference: float
@@ -159,15 +191,21 @@ class Comparison:
     high: float
     p_value: float
 
+    @property
+    def verdict(self) -> str:
+        """What the second model is compared with the first: "better", "worse", "not told apart"."""
+        if self.p_value >= 0.05:
+            return "not told apart"
+        return "better" if self.difference > 0 else "worse"
+
 
 def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
     """Return whether the second model is better than the first, from the same images.
 
     `correct_a`, `correct_b`: `Evaluation.correct` of each, bool of shape (N,). Only images on
-    which the two disagree tell them apart: the exact (Clopper-Pearson) interval of the share that
-    `b` wins of these, times their share of all. Raises ValueError if the lengths differ.
-    Source: McNemar, "Note on the sampling error of the difference between correlated proportions
-    or percentages", Psychometrika 12 (1947).
+    which the two disagree tell them apart. Raises ValueError if the lengths differ.
+    Sources: McNemar, "Note on the sampling error of the difference between correlated proportions
+    or percentages", Psychometrika 12 (1947); for the interval `paired_interval`.
     """
     from scipy.stats import binomtest
 
@@ -176,10 +214,33 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
         raise ValueError(f"both models must be judged on the same images, found {found}.")
     n = len(correct_a)
     gained, lost = int((correct_b & ~correct_a).sum()), int((correct_a & ~correct_b).sum())
-    if gained + lost == 0:
-        return Comparison(0.0, 0.0, 0.0, 1.0)
-    test = binomtest(gained, gained + lost)
-    low, high = (
-        (2 * share - 1) * (gained + lost) / n for share in test.proportion_ci(0.95, method="exact")
-    )
-    return Comparison((gained - lost) / n, low, high, float(test.pvalue))
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return Comparison((gained - lost) / n, *paired_interval(gained, lost, n), p_value)
+
+
+def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Return the 95% score interval of a difference of paired proportions, as shares of `n`.
+
+    `gained`, `lost`: on how many of the `n` pairs the second alone, and the first alone, is right.
+    The interval holds those differences that the score test would not reject.
+    Source: Tango, "Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design", Statistics in Medicine 17 (1998).
+    """
+    from scipy.optimize import brentq
+
+    z = 1.959964
+
+    def lower(gained: int, lost: int) -> float:
+        found = (gained - lost) / n
+
+        def excess(difference: float) -> float:
+            # The share of `lost` that is likeliest if this were the difference.
+            a, b = 2 * n, (2 * n - gained + lost) * difference - gained - lost
+            c = -lost * difference * (1 - difference)
+            share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+            variance = n * (2 * share + difference * (1 - difference))
+            return gained - lost - n * difference - z * math.sqrt(max(0.0, variance))
+
+        return brentq(excess, -1, found - 1e-12) if found > -1 else -1.0
+
+    return lower(gained, lost), -lower(lost, gained)

@@ -28,13 +28,20 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     uint8, uint16, bool, or float from 0 to 1. Black on white or white on black, drawn or
     photographed, also under uneven light. The paper is a smooth surface that most pixels lie on;
     ink is what is far from it, on the one side that goes farther; specks are dropped; `centre`
-    does the rest. Raises ValueError for a picture that cannot be read or has no ink on it,
-    FileNotFoundError or another OSError for a file that is not there or not readable.
+    does the rest. Warns if there seem to be several digits, which `find_digits` parts. Raises
+    ValueError for a picture that cannot be read or has no ink on it, FileNotFoundError or another
+    OSError for a file that is not there or not readable.
 
     Sources: Otsu, "A threshold selection method from gray-level histograms", 1979; for the last
     step LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
     """
     ink, blobs = _blobs(_grey(picture))
+    heights = [np.ptp(np.nonzero(np.isin(blobs, numbers).any(1))) for numbers in _spans(blobs)]
+    if (digits := sum(height > max(heights) / 2 for height in heights)) > 1:
+        warnings.warn(
+            f"the picture seems to hold {digits} digits, read as one: find_digits parts them.",
+            stacklevel=2,
+        )
     return _as_mnist(ink * (blobs > 0))
 
 
@@ -45,6 +52,11 @@ def find_digits(picture: Picture) -> torch.Tensor:
     five keeps its roof. Raises what `to_mnist` raises.
     """
     ink, blobs = _blobs(_grey(picture))
+    return torch.stack([_as_mnist(ink * np.isin(blobs, numbers)) for numbers in _spans(blobs)])
+
+
+def _spans(blobs: np.ndarray) -> list[list[int]]:
+    """Return the numbers of the blobs of each digit, from left to right."""
     spans: list[list] = []  # of columns, with the numbers of the blobs that they hold
     boxes = enumerate(ndimage.find_objects(blobs), 1)
     for number, box in sorted((b for b in boxes if b[1]), key=_left):  # None: it was a speck
@@ -54,7 +66,7 @@ def find_digits(picture: Picture) -> torch.Tensor:
             spans[-1][2].append(number)
         else:
             spans.append([left, right, [number]])
-    return torch.stack([_as_mnist(ink * np.isin(blobs, numbers)) for *_, numbers in spans])
+    return [numbers for *_, numbers in spans]
 
 
 def _left(numbered) -> int:

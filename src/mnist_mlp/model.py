@@ -37,8 +37,17 @@ class EnhancedNet(nn.Module):
         """Return the class probabilities, float32 of shape (N, classes); each row sums to 1.
 
         `images`: as for `forward`. The softmax is here and not in `forward`, since the
-        cross-entropy loss takes logits.
+        cross-entropy loss takes logits. Raises TypeError for bytes, ValueError for another shape.
         """
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be normalised floats, found {images.dtype}: "
+                "(images / 255 - 0.1307) / 0.3081 makes bytes of MNIST's kind such."
+            )
+        if images.shape[1:].numel() != 28 * 28:
+            hint = ": images[None] makes one image such" if images.numel() == 28 * 28 else ""
+            found = f"found {tuple(images.shape)}{hint}."
+            raise ValueError(f"images must have the shape (N, 784) or (N, 28, 28), {found}")
         return self(images).softmax(dim=1)
 
 

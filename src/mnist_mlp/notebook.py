@@ -15,12 +15,13 @@ from mnist_mlp.evaluate import Evaluation, compare
 from mnist_mlp.train import History, check_settings, default_settings
 
 
-def recipe(namespace: Mapping[str, Any], examples: int) -> dict[str, int | float | str]:
+def recipe(namespace: Mapping[str, Any]) -> dict[str, int | float | str]:
     """Return the keyword arguments of `fit` found among a notebook's variables, checked.
 
-    `namespace`: the notebook's `globals()`. `examples`: the number of training images. Raises
-    what `check_settings` raises, and NameError if papermill has injected a parameter
-    (`papermill -p NAME VALUE`) that the parameters cell does not have: papermill only warns.
+    `namespace`: the notebook's `globals()`. To be called where the recipe is used, so that what was
+    changed in the parameters cell counts. Raises what `check_settings` raises, and NameError if
+    papermill has injected a parameter (`papermill -p NAME VALUE`) that the parameters cell does not
+    have: papermill only warns.
     """
     settings = {name: namespace[name] for name in default_settings()}
     known = ["dataset", *settings]
@@ -31,7 +32,7 @@ def recipe(namespace: Mapping[str, Any], examples: int) -> dict[str, int | float
                     raise NameError(
                         f"unknown parameter {name!r}: expected one of {', '.join(known)}."
                     )
-    check_settings(settings, examples)
+    check_settings(settings)
     return settings
 
 
@@ -53,12 +54,23 @@ def banner(splits: Splits) -> str:
     )
 
 
+def is_published(dataset: str, settings: dict) -> bool:
+    """Return whether this is the published recipe on MNIST."""
+    return dataset == "mnist" and settings == default_settings()
+
+
 def variant(dataset: str, history: History) -> str:
     """Return "" for a whole run of the published recipe on MNIST, else what makes it another."""
-    if dataset != "mnist":
-        return dataset
-    whole = history.settings == default_settings() and not history.interrupted
-    return "" if whole else "tweaked"
+    if is_published(dataset, history.settings) and not history.interrupted:
+        return ""
+    return "tweaked" if dataset == "mnist" else dataset
+
+
+def finished(history: History) -> History:
+    """Return the history of a trial, or end the cell if it was interrupted."""
+    if history.interrupted:
+        raise KeyboardInterrupt("the trials were interrupted; run this cell again to repeat them")
+    return history
 
 
 def output(name: str, variant: str = "") -> Path:
@@ -95,13 +107,18 @@ class RunLog:
         key = (dataset, *settings.items())
         self._runs[key] = (history, validation)
 
+    def clear(self) -> None:
+        """Forget all runs: the next one is the first."""
+        self._runs.clear()
+
     def histories(self) -> dict[str, History]:
         """Return each run's history under its name: the settings that it changed in the first."""
         return {self._name(i): history for i, (history, _) in enumerate(self._runs.values())}
 
     def _name(self, index: int) -> str:
-        keys = [dict([("dataset", key[0]), *key[1:]]) for key in self._runs]
-        changed = {k: v for k, v in keys[index].items() if v != keys[0][k]}
+        extras = default_settings(extras=True)  # which a history only has where they were changed
+        keys = [extras | dict([("dataset", key[0]), *key[1:]]) for key in self._runs]
+        changed = {k: v for k, v in keys[index].items() if v != keys[0].get(k)}
         tweaks = ", ".join(f"{name}={value}" for name, value in changed.items())
         return f"run {index + 1}" + (f" ({tweaks})" if tweaks else "")
 
@@ -109,30 +126,23 @@ class RunLog:
         """Return the comparison of each run with the first as a Markdown table."""
         rows = [
             "| run | epochs | seconds | validation accuracy "
-            "| difference to run 1, in points [95%] | verdict |",
+            "| difference to the first run on these data, in points [95%] | verdict |",
             "|:--|--:|--:|--:|:-:|:--|",
         ]
-        (first_key, (_, first)), *_ = self._runs.items()
+        firsts: dict[str, Evaluation] = {}  # of each data set
         for index, (key, (history, evaluation)) in enumerate(self._runs.items()):
-            difference, verdict = "", ""
-            if index and key[0] != first_key[0]:
-                verdict = "not comparable: other data"
-            elif index:
+            difference = verdict = ""
+            first = firsts.setdefault(key[0], evaluation)
+            if first is not evaluation:
                 found = compare(first.correct, evaluation.correct)
                 points = [f"{100 * v:+.2f}" for v in (found.difference, found.low, found.high)]
                 difference = f"{points[0]} [{points[1]}, {points[2]}]"
-                verdict = _verdict(found.low, found.high)
+                verdict = found.verdict
             rows.append(
                 f"| {self._name(index)} | {len(history.epochs)} | {history.seconds:.0f} "
                 f"| {evaluation.accuracy:.2%} | {difference} | {verdict} |"
             )
         return "\n".join(rows)
-
-
-def _verdict(low: float, high: float) -> str:
-    if low > 0:
-        return "better"
-    return "worse" if high < 0 else "not told apart"
 
 
 def ladder_table(record: dict) -> str:

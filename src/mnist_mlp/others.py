@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from mnist_mlp.data import ImageDataset, Splits, hold_out, split
-from mnist_mlp.download import REMEDY, ensure
+from mnist_mlp.download import ensure, remedy
 from mnist_mlp.images import centre, to_mnist
 
 # The class of torchvision's that reads each, and its arguments.
@@ -68,7 +68,9 @@ def _sibling_part(root: Path, kind: str, download: bool, **arguments) -> ImageDa
             return getattr(datasets, kind)(root, download=False, **arguments)
         except UNREADABLE as error:
             if not any(root.glob("usps*.bz2" if kind == "USPS" else f"{kind}/raw/*")):
-                raise FileNotFoundError(f"{kind} is not in {root}: {error} {REMEDY}") from error
+                raise FileNotFoundError(
+                    f"{kind} is not in {root}: {error} {remedy(kind)}"
+                ) from error
             raise ValueError(f"{kind} in {root} is damaged ({error}).") from error
 
     part = ensure(root, kind, read, download, **arguments)
@@ -88,15 +90,38 @@ def folder(path: Path, seed: int) -> Splits:
     """Return a person's own pictures: a sub-folder for each class, named like it.
 
     If these are named by digits the classes are all ten, so that a network that knows these fits.
+    The folder may also hold two such folders, `train` and `test`, and no other.
     """
-    parts = sorted(part for part in path.iterdir() if part.is_dir() and part.name[0] != ".")
+    # Never just "mnist": by that name the published weights and figures are known.
+    name = f"folder-{path.resolve().name}"
+    if {part.name for part in _folders(path)} == {"train", "test"} and _folders(path / "train"):
+        learn, test = (_pictures(path / part, at_least=2) for part in ("train", "test"))
+        if learn.classes != test.classes:
+            found = f"{' '.join(learn.classes)} in train, {' '.join(test.classes)} in test"
+            raise ValueError(f"{path} must hold the same classes twice, found {found}.")
+        return split(name, learn, test, seed)
+    everything = _pictures(path, at_least=3)
+    rows, held_out = hold_out(everything.labels, every=5, seed=seed)
+    return split(name, everything.subset(rows), everything.subset(held_out), seed)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(part for part in path.iterdir() if part.is_dir() and part.name[0] != ".")
+
+
+def _pictures(path: Path, at_least: int) -> ImageDataset:
+    """Return the pictures in a folder of class folders, each of which holds `at_least` so many."""
+    parts = _folders(path)
     if len(parts) < 2:
         expected = "must hold a folder for each of two classes or more"
         raise ValueError(f"{path} {expected}, found {len(parts)}.")
     files = [sorted(file for file in part.iterdir() if file.name[0] != ".") for part in parts]
     for part, of_part in zip(parts, files, strict=True):
-        if len(of_part) < 3:
+        for inner in _folders(part):
+            raise ValueError(f"{inner} is a folder: {part} must hold the pictures of one class.")
+        if len(of_part) < at_least:
             expected = "expected three or more: to learn from, to validate and to test"
+            expected = expected if at_least == 3 else f"expected {at_least} or more"
             raise ValueError(f"{part} holds {len(of_part)} pictures, {expected}.")
     names = tuple(part.name for part in parts)
     classes = ImageDataset.classes if set(names) <= set(ImageDataset.classes) else names
@@ -113,8 +138,4 @@ def folder(path: Path, seed: int) -> Splits:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
     labels = torch.tensor([label for _, label in pictures])
-    everything = ImageDataset(torch.stack(images), labels, classes)
-    learn, test = hold_out(labels, every=5, seed=seed)
-    # Never just "mnist": by that name the published weights and figures are known.
-    name = f"folder-{path.resolve().name}"
-    return split(name, everything.subset(learn), everything.subset(test), seed)
+    return ImageDataset(torch.stack(images), labels, classes)

@@ -17,7 +17,12 @@ from torch import nn
 from mnist_mlp.checkpoint import atomic, describe, lock, read, replace, to_bytes
 from mnist_mlp.data import ImageDataset
 
-FORMAT = 1
+FORMAT = 2
+MARK = b"training checkpoint of mnist_mlp"  # stands in each, also in one that is damaged
+
+
+class Foreign(ValueError):
+    """A file that is not a training's checkpoint."""
 
 
 class Checkpoint:
@@ -66,6 +71,7 @@ class Checkpoint:
         untouched = copy.deepcopy({name: part.state_dict() for name, part in self.parts.items()})
         for path in (self.path, self._beside(".previous")):
             try:
+                self._check_ours(path)
                 state = read(path)
                 about = state["about"]
                 differing = [
@@ -79,6 +85,8 @@ class Checkpoint:
                     return dict(state["progress"])
             except FileNotFoundError:
                 continue
+            except Foreign:
+                raise
             except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
                 self._load(untouched)
                 aside = self._beside(".damaged")
@@ -91,12 +99,21 @@ class Checkpoint:
             )
         return {}
 
+    def _check_ours(self, path: Path) -> None:
+        """Raise Foreign for a file that no training has written: it stays where it is."""
+        content = path.read_bytes()
+        if content and MARK not in content and path == self.path:
+            raise Foreign(
+                f"{path} is there already and is no training's checkpoint: it stays as it is. "
+                "Give checkpoint= a file of its own, say run.pt."
+            )
+
     def save(self, progress: dict) -> None:
         """Save the parts and the progress in one step; where that fails, warn and go on."""
         if not self.path:
             return
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        state = {"about": self.about, "parts": states, "progress": progress}
+        state = {"about": self.about, "parts": states, "progress": progress, MARK.decode(): True}
         try:
             with atomic(self.path) as file:
                 file.write_bytes(to_bytes(state | {"torch": torch.get_rng_state()}))
@@ -116,19 +133,29 @@ class Checkpoint:
 
 def _about(settings: dict, model: nn.Module, datasets: Iterable[ImageDataset]) -> dict:
     """Return what a training is, and what its bits depend on, in plain values."""
-    digest = hashlib.sha256()
+    digest, datasets = hashlib.sha256(), list(datasets)
     for dataset in datasets:
         for tensor in (dataset.images, dataset.labels, dataset.answers):
             if tensor is not None:
                 digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
     shapes = ", ".join(f"{name} {describe(t)}" for name, t in model.state_dict().items())
+    own = [name_of(dataset.augment) for dataset in datasets if dataset.augment is not None]
     return settings | {
         "model": f"{type(model).__name__}: {shapes}",
+        "layers": " ".join(repr(model).split()),
+        "own augmentation": ", ".join(own),
         "data (SHA-256)": digest.hexdigest(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "format": FORMAT,
     }
+
+
+def name_of(function: object) -> str:
+    """Return what a function or class is called, with its module; else what it says of itself."""
+    if hasattr(function, "__qualname__"):
+        return f"{function.__module__}.{function.__qualname__}"
+    return repr(function)
 
 
 @contextmanager

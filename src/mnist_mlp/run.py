@@ -28,7 +28,7 @@ def complete(run: dict) -> dict:
     if whole["model"] not in MODELS:
         expected = " or ".join(map(repr, MODELS))
         raise ValueError(f"model must be {expected}, found {whole['model']!r}.")
-    train.check_settings(_settings(whole), examples=55_000)
+    train.check_settings(_settings(whole))
     return whole
 
 
@@ -39,14 +39,27 @@ def run_name(run: dict) -> str:
     return f"{run['model']}-{digest[:12]}-{run['seed']}"
 
 
+def changes(run: dict) -> dict:
+    """Return the fields of a run that are not as in the published recipe."""
+    published = complete({})
+    return {name: value for name, value in run.items() if published[name] != value}
+
+
 def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
-    """Train a complete run; return its record and the content of its weights' file."""
+    """Train a complete run; return its record and the content of its weights' file.
+
+    Where the training fails the record says why, and there are no weights.
+    """
     torch.set_num_threads(threads)
     digits = data.load(run["dataset"], download=False)
     torch.manual_seed(run["seed"])
     network = MODELS[run["model"]](len(digits.train.classes))
     learn = distill.load(run["lessons"], digits.train) if run["lessons"] else digits.train
-    history = train.fit(network, learn, digits.validation, **_settings(run), progress=False)
+    try:
+        history = train.fit(network, learn, digits.validation, **_settings(run), progress=False)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return {"run": run, "version": VERSION, "failed": reason}, b""
     if history.interrupted:  # half a run is no record
         raise KeyboardInterrupt
     weights = checkpoint.to_bytes(network.state_dict())

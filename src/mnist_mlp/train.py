@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import copy
+import difflib
 import inspect
 import math
 import sys
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mnist_mlp.augment import disturb, warp
-from mnist_mlp.data import ImageDataset, epoch_generator, loader
+from mnist_mlp.data import ImageDataset, Splits, epoch_generator, loader
 from mnist_mlp.distill import soft_loss
-from mnist_mlp.evaluate import Evaluation, evaluate
+from mnist_mlp.evaluate import Evaluation, check_model, evaluate
 from mnist_mlp.muon import Muon
 from mnist_mlp.resume import Checkpoint, deferred
 
@@ -83,6 +83,7 @@ def fit(
     noise: float = 0.0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    **unknown: object,
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
 
@@ -90,7 +91,8 @@ def fit(
     exponential moving average of the weights with decay `averaging`, 0 for none, is what is
     validated and kept, that of the epoch with the highest validation accuracy. `augment`: strength
     of the random warps of the training images, 0 for none; `elastic`: of their elastic part;
-    `noise`: of the random light and noise of every second one (`augment.disturb`).
+    `noise`: of the random light and noise of every second one (`augment.disturb`). A training set's
+    own `augment` is called after these. A batch larger than the training set is all of it.
     `seed` decides the order of the images and their warps; the model brings its own initial
     weights, and is where the data are. Same seed, machine and thread count: same bits. Ctrl-C or
     SIGTERM ends the training after the step as if it had been planned so.
@@ -104,17 +106,27 @@ def fit(
     `temperature`. `schedule`: "one-cycle" or "constant". `precision`: "float32", or "bfloat16" for
     the model's products while it learns, up to twice as fast where the processor has such products.
 
-    Raises TypeError or ValueError for an absurd setting, or a checkpoint of another training,
-    before anything is trained, and FloatingPointError if the loss diverges; the model then has its
-    best weights so far. Warns if all validation images get one answer.
+    Raises TypeError or ValueError for an absurd setting, a model or data that do not fit, or a
+    checkpoint of another training, before anything is trained, and FloatingPointError if the loss
+    diverges; the model then has its best weights so far. Warns if all validation images get one
+    answer.
     Sources: Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR 2019; Smith &
     Topin, "Super-convergence", 2018; Polyak & Juditsky, "Acceleration of stochastic approximation
     by averaging", 1992.
     """
     extras, named = default_settings(extras=True), default_settings()
-    settings = {k: v for k, v in locals().items() if k in named or extras.get(k, v) != v}
-    turns = [train] if isinstance(train, ImageDataset) else train
-    check_settings(settings, min(map(len, turns)))
+    settings = {k: v for k, v in locals().items() if k in {**named, **extras}}
+    settings = {k: v for k, v in settings.items() if k in named or extras[k] != v}
+    for name in unknown:
+        raise TypeError(_unknown(name, [*settings, *extras, "checkpoint", "progress"]))
+    check_settings(settings)
+    turns = _check_fit(model, train, validation)
+    if (smallest := min(map(len, turns))) < batch_size:
+        warnings.warn(
+            f"batch_size is {batch_size}, but there are only {smallest} training images: "
+            "an epoch is one step.",
+            stacklevel=2,
+        )
     batch_counts = [math.ceil(len(turns[e % len(turns)]) / batch_size) for e in range(epochs)]
     learner = _Learner(
         model, sum(batch_counts), optimizer=optimizer, schedule=schedule,
@@ -131,6 +143,8 @@ def fit(
         at = {"epochs": [], "best": None, "best_epoch": 0} | NOTHING | file.restore()
         history.epochs, history.best_epoch = at["epochs"], at["best_epoch"]
         best = at["best"] or learner.kept.state_dict()  # no copy: moves along until an epoch ends
+        if len(history.epochs) == epochs and progress:
+            print(f"{checkpoint} is already complete: nothing was trained.")
         bar = tqdm(
             total=epochs, initial=len(history.epochs), desc="Training", unit="epoch",
             file=sys.stdout, disable=not progress,
@@ -189,6 +203,7 @@ PRECISIONS = ("float32", "bfloat16")
 # Only recorded where they are not the defaults.
 EXTRAS = ("schedule", "elastic", "temperature", "precision", "noise")
 SAVE_STEPS = 1000  # a checkpoint within the epoch
+FEW_STEPS = 100  # in which nothing is learned at any rate
 NOTHING = {"steps": 0, "examples": 0, "correct": 0, "loss": 0.0, "seconds": 0.0}  # of an epoch
 
 
@@ -228,13 +243,10 @@ class _Learner:
         at: dict,
     ) -> Iterator[None]:
         """Take a step for each batch, add up in `at` what `NOTHING` names, and yield after each."""
-        classes = len(cast(ImageDataset, batches.dataset).classes)
         self.model.train()
         for images, labels, *answers in batches:
             with rounded:
                 logits = self.model(images)
-            if logits.shape[1] != classes:
-                raise ValueError(f"the model has {logits.shape[1]} outputs for {classes} classes.")
             loss = loss_of(logits.float(), *answers or [labels])
             mean_loss = loss.item()
             if not math.isfinite(mean_loss):
@@ -268,6 +280,11 @@ def _record(at: dict, judged: Evaluation, rate: float, epochs: int, seconds: flo
     answers = judged.predicted.unique()
     late = epoch in (math.ceil(epochs / 2), epochs)  # at first it may well be so
     if late and len(answers) == 1 and len(judged.labels.unique()) > 1:
+        if (steps := epoch * at["steps"]) < FEW_STEPS:
+            cause = (
+                f"The likely cause is that {steps} steps, {at['steps']} an epoch, are too few: "
+                "train for more epochs or with a smaller batch_size."
+            )
         only = judged.classes[answers[0]]
         warnings.warn(
             f"after step {at['steps']} of epoch {epoch} all {len(judged.labels):,} validation "
@@ -307,18 +324,49 @@ def default_settings(extras: bool = False) -> dict[str, int | float | str]:
     return {k: v for k, v in settings.items() if (k in EXTRAS) == extras}
 
 
-def check_settings(settings: dict[str, int | float | str], examples: int) -> None:
+def _unknown(name: str, known: list[str]) -> str:
+    """Return the sentence about a setting that `fit` does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+    return f"fit has no setting {name!r}: {meant}"
+
+
+def _check_fit(model, train, validation: ImageDataset) -> list[ImageDataset]:
+    """Return the training sets. Raises TypeError or ValueError if model and data do not fit."""
+    if not isinstance(model, nn.Module):
+        found = f"the class {model.__name__}" if isinstance(model, type) else _kind(model)
+        hint = f": did you mean {model.__name__}()?" if isinstance(model, type) else "."
+        raise TypeError(f"model must be a network, found {found}{hint}")
+    turns = list(train) if isinstance(train, (list, tuple)) else [train]
+    for name, part in [*(("train", part) for part in turns), ("validation", validation)]:
+        if not isinstance(part, ImageDataset):
+            hint = f" Its part {name!r} is one." if isinstance(part, Splits) else ""
+            raise TypeError(
+                f"{name} must be an ImageDataset(images, labels), found {_kind(part)}.{hint}"
+            )
+    if not turns:
+        raise ValueError("train must be at least one ImageDataset, found an empty list.")
+    for part in turns:
+        if part.classes != validation.classes:
+            found, expected = (" ".join(p.classes) for p in (part, validation))
+            raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")
+    check_model(model, validation)
+    return turns
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def check_settings(settings: dict[str, int | float | str]) -> None:
     """Raise TypeError or ValueError, in one sentence, for settings that cannot be meant.
 
-    `settings`: as of `default_settings`. `examples`: the number of training images.
+    `settings`: as of `default_settings`.
     """
     expected = {
         "epochs": (Integral, lambda v: v >= 1, "a whole number of at least 1"),
-        "batch_size": (
-            Integral,
-            lambda v: 1 <= v <= examples,
-            f"a whole number from 1 to the {examples:,} training images",
-        ),
+        "batch_size": (Integral, lambda v: v >= 1, "a whole number of at least 1"),
         "learning_rate": (Real, lambda v: 0 < v < math.inf, "a number above 0"),
         "weight_decay": (Real, lambda v: 0 <= v < math.inf, "a number of at least 0"),
         "label_smoothing": (Real, lambda v: 0 <= v < 1, "a number from 0 to below 1"),
