@@ -128,7 +128,9 @@ def test_a_file_that_is_no_checkpoint_stays_as_it_is(toy, tmp_path):
     assert set(visible(tmp_path)) <= set(before)
 
 
-def test_a_run_that_diverges_is_recorded_as_failed_and_the_others_go_on(tmp_path, capsys):
+def test_a_run_of_a_sweep_that_diverges_is_recorded_as_failed_and_the_others_go_on(
+    tmp_path, capsys
+):
     run = {"dataset": "digits", "epochs": 3, "batch_size": 64}
     runs = [run | {"learning_rate": rate, "seed": s} for rate in (1e6, 0.005) for s in (0, 1)]
     records = sweep(runs, tmp_path)
@@ -255,7 +257,7 @@ def epochs(number: int):
     )
 
 
-def test_a_changed_parameter_counts_in_the_training_cell_without_the_cells_between(runner):
+def test_in_the_notebook_a_changed_parameter_counts_without_the_cells_between(runner):
     runner("label_smoothing = 0.0", epochs(3))
     runner("digits = data.load(dataset)")
     runner("label_smoothing = 0.0", epochs(1))
@@ -263,7 +265,7 @@ def test_a_changed_parameter_counts_in_the_training_cell_without_the_cells_betwe
     assert " 1/1 " in "".join(output.get("text", "") for output in cell.outputs)
 
 
-def test_a_quick_look_trains_few_epochs_in_all(runner):
+def test_in_the_notebook_a_quick_look_trains_few_epochs_in_all(runner):
     """`papermill -p epochs 2`: the trials on preprocessing and tuning are quick then, too."""
     runner("label_smoothing = 0.0", epochs(2))
     runner("digits = data.load(dataset)")
@@ -275,7 +277,7 @@ def test_a_quick_look_trains_few_epochs_in_all(runner):
     assert "in all 7" in "".join(output.get("text", "") for output in cell.outputs)
 
 
-def test_interrupting_the_tuning_says_so(runner):
+def test_in_the_notebook_interrupting_the_tuning_says_so(runner):
     runner("label_smoothing = 0.0", epochs(45))
     runner("digits = data.load(dataset)")
     ctrl_c = "lambda images: signal.raise_signal(signal.SIGINT) or images"  # at the first batch
