@@ -1,6 +1,7 @@
 """What several tests use: files and pictures, and what of this repository is as published."""
 
 import io
+import multiprocessing
 import os
 import re
 import struct
@@ -36,6 +37,15 @@ def assert_same_picture(new: Path, published: Path) -> None:
     assert abs(one - other).mean() < 0.001
 
 
+def processes(*preload: str):
+    """Return multiprocessing's way to start processes that share nothing with this one."""
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(kind)
+    if kind == "forkserver":
+        context.set_forkserver_preload(list(preload))
+    return context
+
+
 def visible(folder: Path) -> list[str]:
     """Return the names of a folder's files but for locks, which not every system leaves behind."""
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
@@ -56,6 +66,10 @@ def full_disk(size: int):
 def sample(few, many):
     """Parametrize a test with a sample of a campaign, and with the whole: `make test-all`."""
     return [few, pytest.param(many, marks=pytest.mark.campaign)]
+
+
+# What Windows does otherwise: killing, and the words of its errors.
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows kills and complains otherwise")
 
 
 def changed(*paths: str) -> list[str] | None:

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from helpers import full_disk, visible
+from helpers import full_disk, posix, visible
 from torch import nn
 
 from mnist_mlp import checkpoint
@@ -126,6 +126,7 @@ def test_a_full_disk_leaves_both_files_as_they_were(saved):
     assert same(checkpoint.load(EnhancedNet(), path), model)
 
 
+@posix
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(OSError, match=r"models/net.pth was not saved.*File exists"):

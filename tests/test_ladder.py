@@ -160,6 +160,7 @@ def test_the_committed_figure_is_of_the_record(committed, name, tmp_path, monkey
     assert_same_picture(tmp_path / "new.png", ROOT / f"figures/{name}.png")
 
 
+@pytest.mark.campaign
 def test_recompute_trains_a_rung_anew(tmp_path, mnist):
     """The cell itself, on a record whose rung is one short run of two seeds."""
     cell = next(c for c in nbformat.read(PATH, 4).cells if "if recompute:" in c.source)

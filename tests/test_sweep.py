@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from helpers import posix
 
 from mnist_mlp import checkpoint, data, distill, sweep, train
 from mnist_mlp.evaluate import evaluate
@@ -63,6 +64,7 @@ def test_what_is_done_is_skipped_and_the_order_is_that_of_the_runs(tmp_path, mon
     assert [record["run"]["seed"] for record in first] == [1, 0]
 
 
+@posix
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     """The process is killed with SIGKILL once it has a record; the second sweep makes the rest."""
     runs = [QUICK | {"epochs": 12, "seed": seed} for seed in range(8)]
@@ -172,6 +174,8 @@ def dask(tmp_path):
             process.wait()
 
 
+@pytest.mark.campaign
+@posix
 def test_a_cluster_that_loses_a_worker_gives_the_records_of_this_machine(dask, tmp_path):
     address, workers = dask
     runs = [QUICK | {"epochs": 8, "seed": seed} for seed in range(8)]

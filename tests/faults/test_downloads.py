@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import http.server
-import multiprocessing
 import os
 import random
 import socket
@@ -13,7 +12,7 @@ import time
 
 import pytest
 import torchvision
-from helpers import full_disk, sample, visible
+from helpers import full_disk, posix, processes, sample, visible
 from torchvision.datasets import MNIST
 
 from mnist_mlp import data, download
@@ -110,7 +109,7 @@ def is_whole(root) -> bool:
 FAULTS = [403, 404, 500, 503, "html", "half", "short", "reset", "wrong", "silent", "slow"]
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", sample(1, 3))
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_fault_the_files_are_the_right_ones(server, root, fault, times):
     server.faults += [fault] * times
@@ -243,6 +242,7 @@ def test_a_proxy_in_the_environment_is_used(server, root, monkeypatch):
     assert set(server.log) == {f"http://mirror.invalid/{name}" for name in server.files}
 
 
+@posix
 def test_a_folder_that_cannot_be_written_is_named_and_one_that_is_whole_is_only_read(
     server, root, monkeypatch
 ):
@@ -291,8 +291,7 @@ def test_two_processes_share_one_download(server, root, small_mnist, capsys, rou
     chance = random.Random(0)
     right = data.load("mnist", small_mnist, download=False).train.images
     right = hashlib.sha256(right.numpy()).hexdigest()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchvision.datasets", "mnist_mlp.data"])
+    context = processes("torchvision.datasets", "mnist_mlp.data")
     broken, shared = [], 0
     for round_ in range(rounds):
         folder, answers = root / str(round_), context.Queue()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing
 import random
 import time
 import warnings
@@ -11,17 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import sample, visible
+from helpers import processes, sample, visible
 
 from mnist_mlp import checkpoint, train
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.model import EnhancedNet
 
 SETTINGS = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "progress": False}
-# Windows has no forkserver.
-KIND = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-CONTEXT = multiprocessing.get_context(KIND)
-CONTEXT.set_forkserver_preload(["mnist_mlp.train", "torchvision.datasets"])
+CONTEXT = processes("mnist_mlp.train", "torchvision.datasets")
 
 
 def digest(model) -> str:
