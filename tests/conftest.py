@@ -16,6 +16,14 @@ from tqdm import tqdm
 from mnist_mlp import data
 
 
+LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb", "test_mistakes.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process ends long after the others."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_lock():
     """Keep tqdm's lock in this process: mutmut forks, and a fork killed with it would hang all."""
