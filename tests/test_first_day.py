@@ -304,29 +304,31 @@ def convolutional() -> nn.Module:
 def test_a_model_that_cannot_be_meant_is_one_sentence(toy):
     for model, words in {
         EnhancedNet: r"a network, found the class EnhancedNet: did you mean EnhancedNet\(\)\?",
-        "net": r"a network, found a str",
+        "net": r"a network, found str",
         Pair(784, 10): r"must return logits, a tensor of shape \(N, 10\), found a tuple",
         nn.Linear(784, 7): r"logits of shape \(N, 10\), one a class, found \(N, 7\)",
-        convolutional(): r"take images of shape \(2, 784\).*x\.view\(-1, 1, 28, 28\)",
+        convolutional(): r"take images of shape \(2, 784\).*x\.view\(-1, 1, 28, 28\).*: Expected",
+        nn.Sequential(nn.Linear(784, 10), nn.Unflatten(1, (5, 2))): r"found \(N, 5, 2\)\.",
     }.items():
         with pytest.raises((TypeError, ValueError), match=words) as found:
             fit(model, *toy, **QUICK)
         assert "\n" not in str(found.value)
+        assert not isinstance(model, nn.Module) or model.training  # as it was
 
 
 def test_data_that_cannot_be_meant_are_one_sentence(toy):
     digits = load("digits")
     for train, words in (
-        (digits, r"train must be an ImageDataset\(images, labels\), found a Splits.*'train'"),
-        (toy[0].images, "found a Tensor"),
-        (DataLoader(toy[0], 10), "found a DataLoader"),
-        (Subset(toy[0], range(9)), "found a Subset"),
+        (digits, r"train must be an ImageDataset\(images, labels\), found Splits.*'train'"),
+        (toy[0].images, "found Tensor"),
+        (DataLoader(toy[0], 10), "found DataLoader"),
+        (Subset(toy[0], range(9)), "found Subset"),
     ):
         with pytest.raises(TypeError, match=words):
             fit(net(), train, toy[1], **QUICK)
-    with pytest.raises(TypeError, match=r"validation must be .*found a Tensor"):
+    with pytest.raises(TypeError, match=r"validation must be .*found Tensor"):
         fit(net(), toy[0], toy[1].images, **QUICK)
-    with pytest.raises(TypeError, match=r"train must be .*found a Tensor"):
+    with pytest.raises(TypeError, match=r"train must be .*found Tensor"):
         fit(net(), [toy[0], toy[0].images], toy[1], **QUICK)
     with pytest.raises(ValueError, match="at least one ImageDataset"):
         fit(net(), [], toy[1], **QUICK)

@@ -112,7 +112,7 @@ def save(model: nn.Module, path: str | Path, **card) -> None:
                 left.unlink()
             with atomic(path.with_suffix(".json")) as card_file, atomic(path) as weights_file:
                 weights_file.write_bytes(weights)
-                card_file.write_text(json.dumps(about, indent=2) + "\n", newline="\n")
+                card_file.write_bytes(json.dumps(about, indent=2).encode() + b"\n")
     except OSError as error:
         raise OSError(f"{path} was not saved: {error}. What was there before is whole.") from error
 

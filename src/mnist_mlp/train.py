@@ -326,7 +326,7 @@ def default_settings(extras: bool = False) -> dict[str, int | float | str]:
 
 def _unknown(name: str, known: list[str]) -> str:
     """Return the sentence about a setting that `fit` does not have."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known)
     meant = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
     return f"fit has no setting {name!r}: {meant}"
 
@@ -334,16 +334,15 @@ def _unknown(name: str, known: list[str]) -> str:
 def _check_fit(model, train, validation: ImageDataset) -> list[ImageDataset]:
     """Return the training sets. Raises TypeError or ValueError if model and data do not fit."""
     if not isinstance(model, nn.Module):
-        found = f"the class {model.__name__}" if isinstance(model, type) else _kind(model)
-        hint = f": did you mean {model.__name__}()?" if isinstance(model, type) else "."
-        raise TypeError(f"model must be a network, found {found}{hint}")
+        name = getattr(model, "__name__", type(model).__name__)
+        hint = f"the class {name}: did you mean {name}()?" if isinstance(model, type) else name
+        raise TypeError(f"model must be a network, found {hint}")
     turns = list(train) if isinstance(train, (list, tuple)) else [train]
     for name, part in [*(("train", part) for part in turns), ("validation", validation)]:
         if not isinstance(part, ImageDataset):
+            found = type(part).__name__
             hint = f" Its part {name!r} is one." if isinstance(part, Splits) else ""
-            raise TypeError(
-                f"{name} must be an ImageDataset(images, labels), found {_kind(part)}.{hint}"
-            )
+            raise TypeError(f"{name} must be an ImageDataset(images, labels), found {found}.{hint}")
     if not turns:
         raise ValueError("train must be at least one ImageDataset, found an empty list.")
     for part in turns:
@@ -352,11 +351,6 @@ def _check_fit(model, train, validation: ImageDataset) -> list[ImageDataset]:
             raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")
     check_model(model, validation)
     return turns
-
-
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def check_settings(settings: dict[str, int | float | str]) -> None:
