@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -320,7 +321,7 @@ def test_data_that_cannot_be_meant_are_one_sentence(toy):
     digits = load("digits")
     for train, words in (
         (digits, r"train must be an ImageDataset\(images, labels\), found Splits.*'train'"),
-        (toy[0].images, "found Tensor"),
+        (toy[0].images, r"found Tensor\.$"),
         (DataLoader(toy[0], 10), "found DataLoader"),
         (Subset(toy[0], range(9)), "found Subset"),
     ):
@@ -330,7 +331,7 @@ def test_data_that_cannot_be_meant_are_one_sentence(toy):
         fit(net(), toy[0], toy[1].images, **QUICK)
     with pytest.raises(TypeError, match=r"train must be .*found Tensor"):
         fit(net(), [toy[0], toy[0].images], toy[1], **QUICK)
-    with pytest.raises(ValueError, match="at least one ImageDataset"):
+    with pytest.raises(ValueError, match=r"^train must be at least one ImageDataset, found"):
         fit(net(), [], toy[1], **QUICK)
     four = ImageDataset(toy[0].images, toy[0].labels % 4, tuple("0123"))
     with pytest.raises(ValueError, match=r"train has the classes 0 1 2 3, validation 0 1 2 3 4"):
@@ -381,9 +382,14 @@ def test_a_folder_inside_a_class_folder_is_named(tmp_path):
 
 def test_a_batch_larger_than_the_data_is_all_of_them_and_said(tmp_path):
     splits = load(shapes(tmp_path / "marks"))
-    with pytest.warns(UserWarning, match="batch_size is 512, but there are only 52 training"):
+    words = r"batch_size is 512, but there are only 52 training images: an epoch is one step\."
+    with pytest.warns(UserWarning, match=words) as found:
         history = fit(net(EnhancedNet, 3), splits.train, splits.validation, epochs=100, augment=0.5)
+    assert found[0].filename == __file__
     assert history.validation_accuracy > 0.5
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="batch_size")  # for it is just as large
+        fit(net(EnhancedNet, 3), splits.train, splits.validation, epochs=1, batch_size=52)
 
 
 def test_a_data_set_without_a_network_names_its_own_remedy_and_leaves_nothing(
@@ -430,6 +436,8 @@ def test_an_unknown_setting_of_fit_names_the_nearest(toy):
     for name, words in {
         "epoch": "fit has no setting 'epoch': did you mean 'epochs'?",
         "lr_schedule": "did you mean 'schedule'?",
+        "checkpoints": "did you mean 'checkpoint'?",
+        "show_progress": "did you mean 'progress'?",
         "qqq": "fit has no setting 'qqq': expected one of epochs, ",
     }.items():
         with pytest.raises(TypeError, match=re.escape(words)):
