@@ -383,13 +383,18 @@ def test_a_folder_inside_a_class_folder_is_named(tmp_path):
 def test_a_batch_larger_than_the_data_is_all_of_them_and_said(tmp_path):
     splits = load(shapes(tmp_path / "marks"))
     words = r"batch_size is 512, but there are only 52 training images: an epoch is one step\."
-    with pytest.warns(UserWarning, match=words) as found:
+    with pytest.warns(UserWarning, match=words):
         history = fit(net(EnhancedNet, 3), splits.train, splits.validation, epochs=100, augment=0.5)
-    assert found[0].filename == __file__
     assert history.validation_accuracy > 0.5
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="batch_size")  # for it is just as large
         fit(net(EnhancedNet, 3), splits.train, splits.validation, epochs=1, batch_size=52)
+
+
+def test_a_batch_larger_than_the_data_is_a_warning_at_the_line_that_called_fit(toy):
+    with pytest.warns(UserWarning, match="batch_size is 131") as found:
+        fit(net(), *toy, **QUICK | {"batch_size": 131})
+    assert found[0].filename == __file__
 
 
 def test_a_data_set_without_a_network_names_its_own_remedy_and_leaves_nothing(
