@@ -41,8 +41,8 @@ IN_THE_PACKAGE = {
     ),
     "no model.eval()": (
         "evaluate.py",
-        "    model.eval()\n",
-        "",
+        "    model.eval()\n    try:\n        dataset =",
+        "    try:\n        dataset =",
         "test_evaluate.py::test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after",
     ),
     "softmax before the cross-entropy loss": (
@@ -103,7 +103,7 @@ IN_THE_PACKAGE = {
         "train.py",
         "evaluate(learner.kept, validation)",
         "evaluate(learner.kept, __import__('dataclasses').replace("
-        "validation, augment=lambda images: images.roll(2, 2)))",
+        "validation, images=validation.images.roll(2, 2)))",
         "test_train.py::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
     ),
     "the same order every epoch": (
