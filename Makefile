@@ -1,7 +1,6 @@
-# The two commands: `make notebook` runs the main job, `make test` checks everything.
-# Each sets up what it needs in .venv by itself.
+# `make notebook` runs the main notebook, `make test` checks everything. Both set up .venv on first use.
 # Another Python: make PYTHON=python3.12 notebook
-# Further options of pip, say another index, with wheels for the CPU alone: make PIP_ARGS=... notebook
+# More options for pip, such as another index with wheels for the CPU alone: make PIP_ARGS=... notebook
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -11,8 +10,12 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: setup notebook lab test test-all lint page seeds ladder bench calibrate profile scaling \
-	figures mutants
+.DEFAULT_GOAL := help
+.PHONY: help setup notebook lab test test-all lint page seeds ablation profile mutants scaling \
+	figures bench tune-baselines
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 # The pinned versions have wheels for these.
 SUPPORTED := import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 15) else \
@@ -31,7 +34,7 @@ define INSTALL
 @touch $@
 endef
 
-# Where there is no such environment the stamps in it do not count.
+# Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
 .PHONY: .venv/notebook.installed .venv/test.installed
 endif
@@ -43,53 +46,54 @@ endif
 	$(call INSTALL,.venv,-e '.[test]')
 	@touch .venv/notebook.installed
 
-setup: .venv/test.installed  ## all that any command but `make bench` needs
-
-notebook: .venv/notebook.installed  ## execute the notebook: weights, figures and outputs anew
+notebook: .venv/notebook.installed  ## execute the main notebook: weights, figures and outputs
 	$(BIN)/python notebooks/execute.py $(NOTEBOOK)
 
-lab: .venv/notebook.installed  ## open the notebook to play with
+lab: .venv/notebook.installed  ## open the main notebook in JupyterLab
 	$(BIN)/jupyter lab $(NOTEBOOK)
 
-test: .venv/test.installed  ## the tests, and the notebooks' committed outputs against a fresh run
+test: .venv/test.installed  ## run the tests and compare the notebooks' outputs with a fresh run
 	$(BIN)/python -m pytest
 
-test-all: .venv/test.installed  ## the same, and the campaigns: hundreds of kills, thousands of files
+test-all: .venv/test.installed  ## the same with all long fault-injection tests: 20 minutes
 	$(BIN)/python -m pytest -m ""
 
-lint: .venv/test.installed
+lint: .venv/test.installed  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-page: .venv/notebook.installed  ## web/index.html from the best weights
+setup: .venv/test.installed  ## install everything that these commands need, except for bench
+
+page: .venv/notebook.installed  ## build web/index.html from the best weights
 	$(BIN)/python web/build.py
 
-seeds: .venv/notebook.installed  ## the README's accuracy: five seeds of the default recipe, into a record
-	$(BIN)/python benchmarks/seeds.py
+seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 6 minutes
+	$(BIN)/python benchmarks/accuracy/seeds.py
 
-ladder: .venv/notebook.installed  ## every step from the course project's recipe to the best, into a record: two hours
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ladder.py
+ablation: .venv/notebook.installed  ## from the course project's recipe to the best: 2 hours
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
 
-profile: .venv/notebook.installed  ## where an epoch's time goes, beside the floor: a minute
-	$(BIN)/python benchmarks/where_time_goes.py
+profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 1 minute
+	$(BIN)/python benchmarks/speed/epoch_profile.py
 
-mutants: .venv/test.installed  ## does a test notice each small break of the core? into a record: 20 minutes
+scaling: .venv/notebook.installed  ## time and memory against data, width, batch size, threads: 2 minutes
+	$(BIN)/python benchmarks/speed/scaling.py && $(BIN)/python benchmarks/speed/figures.py
+
+figures: .venv/notebook.installed  ## draw the records of bench and scaling again
+	$(BIN)/python benchmarks/speed/figures.py
+
+mutants: .venv/test.installed  ## mutation score of evaluation and storage: 8 minutes
 	$(BIN)/python -m pip install -q $(PIP_ARGS) mutmut==3.8.1
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/mutants.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py
 
-scaling: .venv/notebook.installed  ## seconds and memory against data, width, batch size, threads: two minutes
-	$(BIN)/python benchmarks/scaling.py && $(BIN)/python benchmarks/draw.py
+# The baselines have an environment of their own, so that nobody else has to install them.
+.venv-bench/bench.installed: requirements.txt benchmarks/speed/requirements.txt pyproject.toml
+	$(call INSTALL,.venv-bench,-r benchmarks/speed/requirements.txt -e .)
 
-figures: .venv/notebook.installed  ## draw the records of `make bench` and `make scaling` anew
-	$(BIN)/python benchmarks/draw.py
+bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 35 minutes
+	.venv-bench/bin/python benchmarks/speed/bench.py && .venv-bench/bin/python benchmarks/speed/figures.py
 
-# The peers have an environment of their own, so that nobody else has to install them.
-.venv-bench/bench.installed: requirements.txt benchmarks/requirements.txt pyproject.toml
-	$(call INSTALL,.venv-bench,-r benchmarks/requirements.txt -e .)
-
-bench: .venv-bench/bench.installed  ## everyone's way to 98.21%, side by side: half an hour
-	.venv-bench/bin/python benchmarks/bench.py && .venv-bench/bin/python benchmarks/draw.py
-
-calibrate: .venv-bench/bench.installed  ## before `make bench`: how many epochs each needs
-	.venv-bench/bin/python benchmarks/bench.py calibrate
+tune-baselines: .venv-bench/bench.installed  ## before bench: how many epochs each library needs
+	.venv-bench/bin/python benchmarks/speed/bench.py tune

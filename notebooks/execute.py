@@ -1,7 +1,7 @@
-"""Execute a notebook from top to bottom in a clean kernel, showing where it is.
+"""Execute a notebook from top to bottom in a new kernel and show the progress.
 
-`python notebooks/execute.py NOTEBOOK`: the outputs replace those in the file. Where MNIST can be
-neither found nor downloaded it runs on the embedded digits, into a file of another name.
+`python notebooks/execute.py NOTEBOOK`: the outputs replace those in the file. If MNIST can be
+neither found nor downloaded it runs on the embedded digits and writes a file of another name.
 """
 
 import ast
@@ -19,8 +19,8 @@ from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from mnist_mlp.checkpoint import atomic
-from mnist_mlp.data import load
+from mnist_mlp import load
+from mnist_mlp.storage.files import atomic_write
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # our kernel, not one of the user's own
 
@@ -31,7 +31,7 @@ class Client(NotebookClient):
     cell_with_bar = None
 
     def process_message(self, msg, cell, cell_index):
-        """Show the text if it is drawn over itself, as progress bars are; then do as ever."""
+        """Print the text if it is a progress bar's; then continue as usual."""
         text = msg["content"].get("text", "") if msg["msg_type"] == "stream" else ""
         if "\r" in text:
             self.cell_with_bar = cell_index
@@ -69,7 +69,7 @@ def execute(path: Path) -> Path:
         extra_arguments=["--log-level=ERROR"],
         on_cell_start=announce,
     ).execute()
-    with atomic(result) as file:
+    with atomic_write(result) as file:
         nbformat.write(notebook, file)
     return result
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from mnist_mlp import data
+from mnist_mlp.data import ImageDataset, Splits
+from mnist_mlp.datasets import load
+from mnist_mlp.datasets import mnist as mnist_files
 
 LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb", "test_mistakes.py")
 
@@ -53,7 +55,7 @@ def small_mnist(small_files, tmp_path, monkeypatch):
     for name, content in small_files.items():
         (raw / name).write_bytes(content)
         digests[name] = (len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(data, "MNIST_FILES", digests)
+    monkeypatch.setattr(mnist_files, "MNIST_FILES", digests)
     return tmp_path / "root"
 
 
@@ -69,10 +71,10 @@ def small_archives(small_files, monkeypatch) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def mnist() -> data.Splits:
+def mnist() -> Splits:
     """The real MNIST. Where it is missing the test is skipped, or fails if REQUIRE_MNIST is set."""
     try:
-        return data.load("mnist", download=False)
+        return load("mnist", download=False)
     except FileNotFoundError as error:
         if os.environ.get("REQUIRE_MNIST"):
             pytest.fail(f"REQUIRE_MNIST is set, but {error}")
@@ -80,16 +82,16 @@ def mnist() -> data.Splits:
 
 
 @pytest.fixture
-def toy() -> tuple[data.ImageDataset, data.ImageDataset]:
+def toy() -> tuple[ImageDataset, ImageDataset]:
     """130 images to learn from and 50 to validate on, each class a blob in a place of its own."""
     generator = torch.Generator().manual_seed(0)
 
-    def blobs(count: int) -> data.ImageDataset:
+    def blobs(count: int) -> ImageDataset:
         labels = torch.randint(10, (count,), generator=generator)
         images = torch.randint(0, 60, (count, 28, 28), dtype=torch.uint8, generator=generator)
         for image, label in zip(images, labels.tolist(), strict=True):
             row, column = 4 + 12 * (label // 5), 2 + 5 * (label % 5)
             image[row : row + 6, column : column + 4] += 90
-        return data.ImageDataset(images, labels)
+        return ImageDataset(images, labels)
 
     return blobs(130), blobs(50)

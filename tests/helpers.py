@@ -25,6 +25,19 @@ from scipy import ndimage
 ROOT = Path(__file__).parents[1]
 
 
+def code_cells(notebook) -> list:
+    """Return a notebook's code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def fit_with(model, train, validation, *, checkpoint=None, on_epoch=None, progress=False, **recipe):
+    """Call `fit` with the recipe's fields as keyword arguments, and without a progress bar."""
+    from mnist_mlp import Recipe, fit
+
+    options = {"checkpoint": checkpoint, "on_epoch": on_epoch, "progress": progress}
+    return fit(model, train, validation, Recipe(**recipe), **options)
+
+
 def assert_same_picture(new: Path, published: Path) -> None:
     """Hold a figure against the published one, which the pinned version of matplotlib drew."""
     pinned = re.search(

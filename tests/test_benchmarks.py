@@ -3,19 +3,18 @@ import json
 import math
 import re
 import sys
-from pathlib import Path
+import tomllib
 
 import pytest
 import torch
-from helpers import published
+from helpers import ROOT, published
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_mlp.evaluate import evaluate
-from mnist_mlp.model import EnhancedNet
+from mnist_mlp import EnhancedNet, Recipe, evaluate
 
-ROOT = Path(__file__).parents[1]
-FAKE_PEERS = """
+SPEED = ROOT / "benchmarks" / "speed"
+FAKE_BASELINES = """
 import json, os, sys
 name, settings = sys.argv[1], json.loads(sys.argv[2])
 if name == "missing":
@@ -32,9 +31,9 @@ print(json.dumps({"epoch": [seconds + 3, seconds, seconds], "validation_accuracy
 
 @pytest.fixture
 def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(SPEED)
     monkeypatch.setenv("MNIST_ROOT", str(ROOT))
-    for name in ("bench", "gpu", "peers", "where_time_goes"):
+    for name in ("bench", "gpu", "baselines", "epoch_profile"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -43,19 +42,19 @@ def bench(benchmarks, monkeypatch, tmp_path):
     """The benchmark with peers of its own, in a folder of its own."""
     import bench
 
-    (tmp_path / "peers.py").write_text(FAKE_PEERS)
+    (tmp_path / "baselines.py").write_text(FAKE_BASELINES)
     (tmp_path / "split.npz").write_text("")
     monkeypatch.setattr(bench, "HERE", tmp_path)
     monkeypatch.setattr(bench, "RECORD", tmp_path / "bench.json")
-    monkeypatch.setattr(bench, "CALIBRATION", tmp_path / "calibration.json")
+    monkeypatch.setattr(bench, "TUNING", tmp_path / "tuning.json")
     files = dict.fromkeys(bench.SEEDS, tmp_path / "split.npz")
     monkeypatch.setattr(bench, "splits", lambda seeds, folder: files)
     names = ("mnist_mlp", "missing", "crashing", "slow")
     monkeypatch.setattr(bench, "PEERS", {f"{n}, to goal": (n, []) for n in names})
     monkeypatch.setattr(bench, "EQUAL", {n: (n, {}) for n in names})
     chosen = {"chosen": bench.settings(3, 64, 0.1)}
-    calibrated = {f"{n}, to goal": chosen | {"cleared": n != "slow"} for n in names}
-    (tmp_path / "calibration.json").write_text(json.dumps({"peers": calibrated}))
+    tuned = {f"{n}, to goal": chosen | {"cleared": n != "slow"} for n in names}
+    (tmp_path / "tuning.json").write_text(json.dumps({"peers": tuned}))
     return bench
 
 
@@ -92,18 +91,18 @@ def test_a_run_of_some_peers_alone_leaves_the_record_as_it_is(bench, capsys, tmp
     assert not bench.RECORD.exists()
 
 
-def test_a_peer_that_was_not_calibrated_is_not_timed(bench, capsys, tmp_path):
-    bench.CALIBRATION.write_text(json.dumps({"peers": {}}))
+def test_a_peer_that_was_not_tuned_is_not_timed(bench, capsys, tmp_path):
+    bench.TUNING.write_text(json.dumps({"peers": {}}))
     bench.bench(str(tmp_path), [])
-    assert "| slow, to goal | was not calibrated |" in capsys.readouterr().out
+    assert "| slow, to goal | was not tuned |" in capsys.readouterr().out
 
 
 def test_peers_without_torch_get_torchs_one_cycle_rate(benchmarks):
-    import peers
+    import baselines
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=40)
-    rate = peers.one_cycle(0.5, 40)
+    rate = baselines.one_cycle(0.5, 40)
     for step in range(40):
         assert rate(step) == pytest.approx(schedule.get_last_lr()[0], rel=1e-6), step
         optimizer.step()
@@ -111,36 +110,37 @@ def test_peers_without_torch_get_torchs_one_cycle_rate(benchmarks):
 
 
 def test_the_floors_operations_are_those_that_torch_counts(benchmarks):
-    import where_time_goes
+    import epoch_profile
 
     model = EnhancedNet()
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(torch.rand(7, 784)), torch.zeros(7, dtype=torch.int64)).backward()
         model(torch.rand(3, 784))
-    assert where_time_goes.epoch_operations(model, 7, 3) == counter.get_total_flops()
+    assert epoch_profile.epoch_operations(model, 7, 3) == counter.get_total_flops()
 
 
 def test_the_step_that_a_gpu_captures_trains_anew_each_time(benchmarks, toy):
     """On the CPU, uncaptured."""
     import gpu
 
-    learn, judge = toy
+    train, validation = toy
     torch.manual_seed(0)
     recipe = {"epochs": 20, "batch_size": 26, "learning_rate": 0.003}
-    order = gpu.order_of(learn, recipe["epochs"], recipe["batch_size"])
+    order = gpu.order_of(train, recipe["epochs"], recipe["batch_size"])
     assert order.view(20, 130).sort(1).values.tolist() == [list(range(130))] * 20
-    train_anew = gpu.prepare(EnhancedNet(), learn, **recipe, augment=0.0, averaging=0.9)
+    train_anew = gpu.prepare(EnhancedNet(), train, **recipe, augment_strength=0.0, ema_decay=0.9)
     first, again = train_anew(order), train_anew(order)
-    assert evaluate(first, judge).accuracy > 0.9
+    assert evaluate(first, validation).accuracy > 0.9
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    warped = gpu.prepare(EnhancedNet(), learn, **recipe, augment=1.0)(order)
-    assert evaluate(warped, learn).accuracy > 0.5
+    warped = gpu.prepare(EnhancedNet(), train, **recipe, augment_strength=1.0)(order)
+    assert evaluate(warped, train).accuracy > 0.5
 
 
 def record(name: str) -> dict:
-    published(f"benchmarks/{name}")
-    return json.loads((ROOT / "benchmarks" / name).read_bytes())
+    path = f"benchmarks/speed/{name}"
+    published(path)
+    return json.loads((ROOT / path).read_bytes())
 
 
 def test_the_tables_are_as_recorded(benchmarks):
@@ -152,50 +152,64 @@ def test_the_tables_are_as_recorded(benchmarks):
     assert not record("bench.json")["on_a_machine_under_load"]
 
 
+def test_the_readme_quotes_the_profile():
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    profile = record("epoch_profile.json")
+    for part in profile["plain_parts"]:
+        row = f"| {profile['plain_parts'][part]:.3f} | {profile['augmented_parts'][part]:.3f} |"
+        assert row in readme, part
+    for name, digits in (("seconds", 3), ("over_floor", 2)):
+        plain, augmented = (profile[f"{kind}_{name}"] for kind in ("plain", "augmented"))
+        assert f"| {plain:.{digits}f} | {augmented:.{digits}f} |" in readme
+
+
 def test_the_records_are_of_what_bench_would_run(benchmarks):
     """A changed setting without a new measurement turns this red."""
     import bench
 
     goal, same = (record("bench.json")[name] for name in ("time_to_goal", "equal_settings"))
-    calibrated = record("calibration.json")["peers"]
+    tuned = record("tuning.json")["peers"]
     assert list(goal) == list(bench.PEERS)
     assert {k: v["settings"] for k, v in same.items()} == {
         label: bench.SAME | more for label, (_, more) in bench.EQUAL.items()
     }
     for label, (_, tried, *_) in bench.PEERS.items():
         if isinstance(tried, list):
-            assert calibrated[label]["chosen"] in tried
-            assert goal[label]["settings"] == calibrated[label]["chosen"]
-            assert calibrated[label] == calibrated[label] | bench.chosen(calibrated[label]["tried"])
+            assert tuned[label]["chosen"] in tried
+            assert goal[label]["settings"] == tuned[label]["chosen"]
+            assert tuned[label] == tuned[label] | bench.chosen(tuned[label]["tried"])
     for entry in (*goal.values(), *same.values()):
         if "error" not in entry:
             assert len(entry["runs"]) == len(bench.SEEDS)
             assert math.isfinite(entry["epoch_seconds"])
 
 
-def test_readme_quotes_the_ratios_and_the_recipe_of_the_record():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readmes_quote_the_ratios_and_the_recipe_of_the_record():
+    front, readme = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "benchmarks/README.md")
+    )
     goal = {k: v for k, v in record("bench.json")["time_to_goal"].items() if "error" not in v}
     ours, tutorial = goal["mnist_mlp, fast"], goal["the usual tutorial"]
-    peers = [entry["seconds"] for entry in goal.values() if entry["peer"] != "mnist_mlp"]
-    assert f"takes {ours['seconds']:.1f} s" in readme
-    assert f"**{tutorial['seconds'] / ours['seconds']:.0f} times\nas fast**" in readme
-    assert f"{min(peers) / ours['seconds']:.1f} times as fast as the fastest other peer" in readme
+    fastest = min(entry["seconds"] for entry in goal.values() if entry["peer"] != "mnist_mlp")
+    times = f"{tutorial['seconds'] / ours['seconds']:.0f} times"
+    row = f"| {ours['seconds']:.1f} | {fastest:.1f} ({fastest / ours['seconds']:.1f} times) "
+    assert f"{row}| at least {tutorial['seconds']:.1f} ({times}) |" in front
+    assert times in readme
     (code,) = (c for c in re.findall(r"```python\n(.*?)```", readme, re.S) if "muon" in c)
-    call = ast.parse(code)
-    found = {}
-    for node in ast.walk(call):
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "fast":
-            found |= ast.literal_eval(node.value)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fit":
-            found |= {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+    (call,) = (
+        node
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Recipe"
+    )
+    found = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    Recipe(**found)
     found["precision"] = "medium" if 'set_float32_matmul_precision("medium")' in code else None
-    assert found == ours["settings"] | {"augment": 0.0}
+    assert found == ours["settings"] | {"augment_strength": 0.0}
 
 
 def test_nine_in_ten_mutants_are_killed_and_each_that_is_not_is_explained():
-    found = record("mutants.json")
-    root = Path(__file__).parents[1]
+    published("tests/mutants.json")
+    found = json.loads((ROOT / "tests" / "mutants.json").read_bytes())
     total = killed = 0
     for name, counts in found["files"].items():
         lived = [s for s in found["survivors"] if s["file"] == name]
@@ -203,12 +217,13 @@ def test_nine_in_ten_mutants_are_killed_and_each_that_is_not_is_explained():
         assert counts["mutants"] == fell + len(lived)
         assert fell >= 0.9 * counts["mutants"], name
         total, killed = total + counts["mutants"], killed + fell
-        code = (root / "src" / "mnist_mlp" / name).read_text(encoding="utf-8")
+        code = (ROOT / "src" / "mnist_mlp" / name).read_text(encoding="utf-8")
         for survivor in lived:
             assert survivor["why"], survivor["change"]
             for line in survivor["change"].splitlines():
                 assert line[0] == "+" or line[2:] in code, f"{name} has changed: make mutants"
-    assert set(found["files"]) == {"checkpoint.py", "data.py", "evaluate.py", "train.py"}
-    readme = (root / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert f"Of {total:,} mutants" in readme
-    assert f"{killed:,} were killed ({killed / total:.1%})" in readme
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    paths = settings["tool"]["mutmut"]["only_mutate"]
+    assert set(found["files"]) == {path.removeprefix("src/mnist_mlp/") for path in paths}
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert f"Of {total:,} mutants {killed:,} were killed ({killed / total:.1%})" in readme

@@ -9,142 +9,144 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import ROOT
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
 
 # mistake: (file, what stands there, what is put there, the test that must fail)
 IN_THE_PACKAGE = {
     "the optimiser holds another model's parameters": (
-        "train.py",
-        "model.parameters(), lr=",
-        "copy.deepcopy(model).parameters(), lr=",
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "recipe.py",
+        "return factory(model.parameters(), lr=",
+        "return factory(__import__('copy').deepcopy(model).parameters(), lr=",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "the test set used as the validation set": (
-        "data.py",
-        "learn.subset(validation), test)",
+        "datasets/__init__.py",
+        "train.subset(held_out), test)",
         "test, test)",
-        "test_data.py::test_the_parts_are_those_of_the_files_and_share_no_image",
+        "datasets/test_mnist.py::test_the_parts_are_those_of_the_files_and_share_no_image",
     ),
     "no zero_grad": (
         "train.py",
-        "self.optimizer.zero_grad()",
+        "state.optimizer.zero_grad()",
         "pass",
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "no model.eval()": (
-        "evaluate.py",
-        "    model.eval()\n    try:\n        dataset =",
-        "    try:\n        dataset =",
-        "test_evaluate.py::test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after",
+        "evaluation.py",
+        "    model.eval()\n    try:\n        with torch.inference_mode()",
+        "    try:\n        with torch.inference_mode()",
+        "core/test_evaluation.py"
+        "::test_dropout_and_batch_norm_are_off_while_evaluating_and_on_again_after",
     ),
     "softmax before the cross-entropy loss": (
         "train.py",
-        "loss_of(logits.float(),",
-        "loss_of(logits.softmax(1).float(),",
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "loss_fn(logits.float(),",
+        "loss_fn(logits.softmax(1).float(),",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "softmax at the end of the model": (
         "model.py",
         "return self.layer5(x)",
         "return self.layer5(x).softmax(1)",
-        "test_model.py::test_the_logits_are_those_of_the_formula",
+        "core/test_model.py::test_the_logits_are_those_of_the_formula",
     ),
     "labels shuffled apart from images": (
         "data.py",
         "images.flatten(1), self.labels.index_select(0, indices)",
         "images.flatten(1), self.labels[indices][torch.randperm(len(indices))]",
-        "test_data.py::test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_epoch",
+        "core/test_data.py"
+        "::test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_epoch",
     ),
     "normalisation at training but not at evaluation": (
-        "evaluate.py",
-        "in loader(dataset)",
-        "in loader(__import__('dataclasses').replace(dataset, mean=0.0, std=1.0))",
-        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+        "evaluation.py",
+        "loader(replace(dataset, augment=None))",
+        "loader(replace(dataset, augment=None, mean=0.0, std=1.0))",
+        "core/test_evaluation.py::test_the_logits_are_those_of_every_image_normalised_in_order",
     ),
     "the last short batch dropped in evaluation": (
         "data.py",
-        "order.split(batch_size)",
+        "order.to(dataset.images.device).split(batch_size)",
         "order[: len(order) // batch_size * batch_size].split(batch_size)",
-        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+        "core/test_evaluation.py::test_the_logits_are_those_of_every_image_normalised_in_order",
     ),
     "averages over batches instead of examples": (
         "train.py",
-        'at["examples"] += len(labels)',
-        'at["examples"] += 64',
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "totals.examples += len(labels)",
+        "totals.examples += 64",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "the confusion matrix transposed": (
-        "evaluate.py",
+        "evaluation.py",
         "confusion_matrix(self.labels, self.predicted",
         "confusion_matrix(self.predicted, self.labels",
-        "test_evaluate.py::test_the_rows_of_the_confusion_matrix_are_the_true_classes",
+        "core/test_evaluation.py::test_the_rows_of_the_confusion_matrix_are_the_true_classes",
     ),
     "the saved weights not the averaged ones": (
         "train.py",
-        "copy.deepcopy(learner.kept.state_dict())",
-        "copy.deepcopy(learner.model.state_dict())",
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "copy.deepcopy(self.eval_model.state_dict())",
+        "copy.deepcopy(self.model.state_dict())",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "augmentation left on at evaluation": (
-        "evaluate.py",
-        "in loader(dataset)",
-        "in loader(dataset, augment=lambda images, generator: images.roll(2, 2))",
-        "test_evaluate.py::test_the_logits_are_those_of_every_image_normalised_in_order",
+        "evaluation.py",
+        "loader(replace(dataset, augment=None))",
+        "loader(replace(dataset, augment=lambda images: images.roll(2, 2)))",
+        "core/test_evaluation.py::test_the_logits_are_those_of_every_image_normalised_in_order",
     ),
     "augmentation left on at validation": (
         "train.py",
-        "evaluate(learner.kept, validation)",
-        "evaluate(learner.kept, __import__('dataclasses').replace("
+        "evaluate(state.eval_model, validation)",
+        "evaluate(state.eval_model, __import__('dataclasses').replace("
         "validation, images=validation.images.roll(2, 2)))",
-        "test_train.py::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
+        "core/test_train.py"
+        "::test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are",
     ),
     "the same order every epoch": (
         "train.py",
-        "epoch_generator(seed, epoch)",
-        "epoch_generator(seed, 1)",
-        "test_train.py::test_fit_is_the_textbooks_loop",
+        "epoch_generator(recipe.seed, epoch)",
+        "epoch_generator(recipe.seed, 1)",
+        "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "a picture centred by its box and not by its mass": (
-        "images.py",
+        "handwriting/preprocess.py",
         "round(13.5 - centre)",
         "(28 - side) // 2",
-        "test_images.py::test_its_box_is_20_and_its_centre_of_mass_the_middle",
+        "handwriting/test_preprocess.py::test_its_box_is_20_and_its_centre_of_mass_the_middle",
     ),
     "a folder's digits numbered from 0 whatever they are": (
-        "others.py",
+        "datasets/folder.py",
         "if set(names) <= set(ImageDataset.classes) else names",
         "if len(names) == 10 else names",
-        "test_siblings.py::test_a_folder_of_some_digits_has_the_classes_of_all_ten",
+        "datasets/test_siblings.py::test_a_folder_of_some_digits_has_the_classes_of_all_ten",
     ),
     "validation images left in training": (
-        "data.py",
-        "learn.subset(train), learn",
-        "learn, learn",
-        "test_data.py::test_the_parts_are_those_of_the_files_and_share_no_image",
+        "datasets/__init__.py",
+        "train.subset(kept), train",
+        "train, train",
+        "datasets/test_mnist.py::test_the_parts_are_those_of_the_files_and_share_no_image",
     ),
 }
 
 # mistake: (what stands in a cell, what is put there)
 IN_THE_NOTEBOOK = {
     "the trained model is not the one that is saved": (
-        "checkpoint.save(model, weights_path",
-        "checkpoint.save(EnhancedNet(classes), weights_path",
+        "outputs.save_model(model, test)",
+        "outputs.save_model(EnhancedNet(len(classes)), test)",
     ),
     "another model is trained than the one that is evaluated": (
         "history = fit(model,",
-        "history = fit(EnhancedNet(classes),",
+        "history = fit(EnhancedNet(len(classes)),",
     ),
     "the test set used as the validation set": (
-        "history = fit(model, digits.train, digits.validation",
-        "history = fit(model, digits.train, digits.test",
+        "history = fit(model, splits.train, splits.validation",
+        "history = fit(model, splits.train, splits.test",
     ),
 }
 

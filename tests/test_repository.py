@@ -1,35 +1,35 @@
 """What the repository says of itself is what it holds."""
 
+import ast
 import importlib.metadata
 import json
 import re
 import statistics
-from pathlib import Path
+import subprocess
+import sys
 
 import nbformat
 import pytest
 import torch
 import torchvision
-from helpers import published
+from helpers import ROOT, published
 
-from mnist_mlp import checkpoint
-from mnist_mlp.evaluate import evaluate
-from mnist_mlp.model import EnhancedNet
-from mnist_mlp.train import default_settings
+from mnist_mlp import EnhancedNet, Recipe, evaluate, load_weights
+from mnist_mlp.storage.weights import read_card
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "mnist_mlp"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = ROOT / "models" / "enhanced_model.pth"
 
 
 @pytest.fixture
 def seeds():
-    published("benchmarks/seeds.json")
-    return json.loads((ROOT / "benchmarks" / "seeds.json").read_bytes())
+    published("benchmarks/accuracy/seeds.json")
+    return json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())
 
 
 def test_the_record_is_of_the_default_recipe_over_five_seeds(seeds):
-    assert seeds["recipe"] | {"seed": 0} == default_settings()
+    assert seeds["recipe"] | {"seed": 0} == Recipe().asdict()
     assert [run["seed"] for run in seeds["runs"]] == [0, 1, 2, 3, 4]
     for name in ("test_accuracy", "validation_accuracy", "training_seconds"):
         values = [run[name] for run in seeds["runs"]]
@@ -48,18 +48,18 @@ def test_readme_and_notebook_quote_the_record(seeds):
 
 def test_the_weights_are_those_of_their_card(mnist):
     """The published ones, or those of a user's own run."""
-    card = checkpoint.read_card(WEIGHTS)
+    card = read_card(WEIGHTS)
     assert card["dataset"] == "mnist"
-    test = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test)
+    test = evaluate(load_weights(EnhancedNet(), WEIGHTS), mnist.test)
     # Another processor or thread count rounds differently: one image may lie on the border.
     assert abs(test.n_correct - card["test_correct"]) <= 1
 
 
 def test_the_published_weights_have_right_what_readme_says(mnist, seeds):
     published("models/enhanced_model.pth", "models/enhanced_model.json")
-    card = checkpoint.read_card(WEIGHTS)
-    assert card["recipe"] == default_settings()
-    test = evaluate(checkpoint.load(EnhancedNet(), WEIGHTS), mnist.test)
+    card = read_card(WEIGHTS)
+    assert card["recipe"] == Recipe().asdict()
+    test = evaluate(load_weights(EnhancedNet(), WEIGHTS), mnist.test)
     assert test.n_correct == card["test_correct"] == seeds["runs"][0]["test_correct"]
     assert f"{test.n_correct:,} of 10,000" in README
 
@@ -72,7 +72,7 @@ def test_the_readmes_plain_pytorch_gives_the_models_probabilities(monkeypatch):
     assert example in code
     names = {"given": images}
     exec(code.replace(example, "given"), names)
-    model = checkpoint.load(EnhancedNet(), WEIGHTS)
+    model = load_weights(EnhancedNet(), WEIGHTS)
     expected = model.predict_proba((images / 255 - 0.1307) / 0.3081)
     torch.testing.assert_close(names["probabilities"], expected)
 
@@ -91,3 +91,55 @@ def test_the_pins_are_what_is_installed_and_torch_and_torchvision_are_a_pair():
     assert {name: importlib.metadata.version(name) for name in pins} == pins
     boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0])
     assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [0]  # needs torchvision's C++ side
+
+
+# The house
+
+
+def test_the_core_stays_within_its_limits():
+    lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")}
+    assert sum(lines.values()) <= 1100
+    assert len(lines) <= 10
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= 220, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
+                assert node.end_lineno - first.lineno < 45, f"{path}: {node.name}"
+
+
+def test_nothing_imports_against_the_rules():
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_importing_the_package_takes_no_time_and_its_public_names_are_there():
+    code = "import sys, mnist_mlp; assert 'torch' not in sys.modules; mnist_mlp.fit; "
+    code += "from mnist_mlp import EnhancedNet, ImageDataset, Recipe, Splits, compare, evaluate, "
+    code += "load, load_weights, save_weights"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(ImportError, match="cannot import name 'fitt'"):
+        from mnist_mlp import fitt  # noqa: F401
+
+
+def test_the_records_and_cards_hold_the_whole_recipe():
+    fields = set(Recipe().asdict())
+    for path in (ROOT / "models").glob("*.json"):
+        assert fields <= set(json.loads(path.read_bytes())["recipe"]), path
+    record = json.loads((ROOT / "benchmarks" / "accuracy" / "ablation.json").read_bytes())
+    for configuration in record["configurations"].values():
+        assert fields - {"seed"} <= set(configuration["recipe"])
+
+
+def test_the_readmes_own_names_are_those_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    paths = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+    documents = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    named = set(re.findall(r"`make ([a-z-]+)", documents))
+    assert {"notebook", "test", "bench", "ablation"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:.*##", makefile, re.M), target

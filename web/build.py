@@ -1,4 +1,4 @@
-"""Make `web/index.html`: one file with the network, the drawing pad and nothing else to fetch.
+"""Make `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
 
 `make page`: from the best weights if there are any, else from the main notebook's.
 """
@@ -7,12 +7,13 @@ import base64
 import json
 from pathlib import Path
 
-from mnist_mlp import checkpoint
-from mnist_mlp.data import MEAN, STD, home
-from mnist_mlp.model import EnhancedNet
+from mnist_mlp import EnhancedNet, load_weights
+from mnist_mlp.data import MEAN, STD
+from mnist_mlp.storage.files import atomic_write, repo_root
+from mnist_mlp.storage.weights import read_card
 
 HERE = Path(__file__).parent
-PAD = home() / "src" / "mnist_mlp" / "pad.js"
+PAD = repo_root() / "src" / "mnist_mlp" / "handwriting" / "pad.js"
 
 
 def page(weights: Path) -> str:
@@ -20,8 +21,8 @@ def page(weights: Path) -> str:
 
     16-bit integers with a scale for each tensor: as small as fp16, and three times as exact here.
     """
-    model = checkpoint.load(EnhancedNet(), weights)
-    card = checkpoint.read_card(weights)
+    model = load_weights(EnhancedNet(), weights)
+    card = read_card(weights)
     result = f"{card['test_correct']:,} of {card['test_images']:,} MNIST test images right."
     tensors = [p.detach() for p in model.parameters()]
     scales = [float(t.abs().max()) / 32_767 for t in tensors]
@@ -45,10 +46,10 @@ def page(weights: Path) -> str:
 
 
 def main() -> None:
-    models = home() / "models"
+    models = repo_root() / "models"
     best = models / "enhanced_model_best.pth"
     text = page(best if best.exists() else models / "enhanced_model.pth")
-    with checkpoint.atomic(HERE / "index.html") as file:
+    with atomic_write(HERE / "index.html") as file:
         file.write_text(text, encoding="utf-8", newline="\n")
     print(f"web/index.html: {len(text.encode()) / 1e6:.2f} MB")
 

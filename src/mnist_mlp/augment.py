@@ -1,4 +1,4 @@
-"""Random warps, light and noise for a whole batch of images at once."""
+"""Random warps, contrast and noise for a whole batch of images at once."""
 
 import math
 from functools import cache
@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 @cache
 def _basis(height: int, width: int, knots: int, device: torch.device) -> torch.Tensor:
-    """Return what every displacement field is a sum of, float32 of shape (3 + knots^2, H * W).
+    """Return the basis displacement fields, float32 of shape (3 + knots^2, H * W).
 
-    The coordinates x and y from -1 to 1 and the constant 1, of which affine maps are made; then
-    products of two Gaussian bumps at evenly spaced knots: white noise times these is a smooth
-    field, the low-rank form of blurring noise with a Gaussian, at a few percent of the cost. They
-    are scaled so that each pixel of the field has standard deviation 1.
+    First x and y from -1 to 1 and 1, for affine maps. Then products of Gaussian bumps at evenly
+    spaced knots: noise times these is like blurred noise of standard deviation 1, but far cheaper.
     """
     bumps = []
     for size in (height, width):
@@ -28,7 +26,7 @@ def _basis(height: int, width: int, knots: int, device: torch.device) -> torch.T
     return torch.cat([affine, torch.kron(*bumps).T]).to(device)
 
 
-def warp(
+def random_warp(
     images: torch.Tensor,
     generator: torch.Generator,
     strength: float = 1.0,
@@ -40,14 +38,12 @@ def warp(
     elastic: float = 1.0,
     knots: int = 7,
 ) -> torch.Tensor:
-    """Return a copy of the batch in which each image is warped by its own random map.
+    """Return the batch with a random affine and elastic transformation of each image.
 
-    `images`: float32 of shape (N, 28, 28), or another square, with 0 as the background, for what
-    comes in from outside the picture is 0. Each image gets an affine map (rotation in degrees,
-    relative scale and shear, shift in pixels; all uniform in +- the given amplitude) plus a smooth
-    random displacement of each pixel (standard deviation `elastic` pixels, smooth over a
-    `knots`-th of the width), sampled bilinearly. `strength` multiplies all five amplitudes.
-
+    `images`: float32 of shape (N, H, W) with 0 as the background. The affine map has a rotation in
+    degrees, a relative scale and shear and a shift in pixels, each uniform in +- its amplitude. The
+    elastic part displaces each pixel smoothly, with a standard deviation of `elastic` pixels and
+    `knots` knots per axis. `strength` multiplies all five amplitudes.
     Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied
     to visual document analysis", ICDAR 2003.
     """
@@ -67,24 +63,22 @@ def warp(
     offset = uniform(2, 1) * shift * pixel
     noise = torch.randn(n, 2, knots**2, **source) * (strength * elastic * pixel)
 
-    # One product makes the field of the whole batch.
+    # One matrix product computes the displacement fields of the whole batch.
     coefficients = torch.cat([rotate @ stretch, offset, noise], 2).to(images.device)
     field = coefficients @ _basis(height, width, knots, images.device)
     grid = field.view(n, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
 
 
-def disturb(
+def random_contrast_noise(
     images: torch.Tensor, generator: torch.Generator, strength: float = 1.0
 ) -> torch.Tensor:
-    """Return a copy of the batch in which every second image has its own light and noise.
+    """Return a copy of the batch with changed contrast and added noise in every second image.
 
-    `images`: float32 of shape (N, H, W), 0 to 1. In the disturbed ones black becomes any grey and
-    the contrast falls, to no less than a fifth; then noise is added, with a standard deviation of
-    up to 0.3. `strength`, 0 to 1, multiplies both.
-
-    Source: Xie et al., "Self-training with noisy student improves ImageNet classification", 2020:
-    the student learns from disturbed images what its teacher says of the clean ones.
+    `images`: float32 of shape (N, H, W), 0 to 1. Black becomes a random grey, the contrast falls to
+    no less than a fifth, and noise with a standard deviation of up to 0.3 is added. `strength`, 0
+    to 1, multiplies both.
+    Source: Xie et al., "Self-training with noisy student improves ImageNet classification", 2020.
     """
     source: Any = {"generator": generator, "device": generator.device}
     size = len(images[::2])
@@ -92,7 +86,7 @@ def disturb(
     black = (1 - contrast) * torch.rand(size, 1, 1, **source)
     deviation = 0.3 * strength * torch.rand(size, 1, 1, **source)
     noise = torch.randn(images[::2].shape, **source) * deviation
-    disturbed = images.clone()
-    disturbed[::2] *= contrast.to(images.device)
-    disturbed[::2] += (black + noise).to(images.device)
-    return disturbed.clamp_(0, 1)
+    changed = images.clone()
+    changed[::2] *= contrast.to(images.device)
+    changed[::2] += (black + noise).to(images.device)
+    return changed.clamp_(0, 1)

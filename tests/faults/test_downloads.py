@@ -15,7 +15,8 @@ import torchvision
 from helpers import full_disk, posix, processes, sample, visible
 from torchvision.datasets import MNIST
 
-from mnist_mlp import data, download
+from mnist_mlp.datasets import download, load
+from mnist_mlp.datasets import mnist as mnist_files
 
 IMAGES = "train-images-idx3-ubyte"
 
@@ -89,7 +90,7 @@ def server(small_archives, monkeypatch):
         Handler.url = f"http://127.0.0.1:{running.server_port}/"
         monkeypatch.setattr(MNIST, "mirrors", [f"{Handler.url}{mirror}/" for mirror in "ab"])
         monkeypatch.setattr(download, "MIRROR", f"{Handler.url}c/")
-        monkeypatch.setattr(download, "PAUSE", 0.01)
+        monkeypatch.setattr(download, "BACKOFF", 0.01)
         monkeypatch.setattr(download, "TIMEOUT", 0.5)
         yield Handler
         running.shutdown()
@@ -102,7 +103,7 @@ def root(small_mnist, tmp_path):
 
 
 def is_whole(root) -> bool:
-    splits = data.load("mnist", root, download=False)
+    splits = load("mnist", root, download=False)
     return len(splits.train) == 660 and visible(root) == ["MNIST"]
 
 
@@ -113,14 +114,14 @@ FAULTS = [403, 404, 500, 503, "html", "half", "short", "reset", "wrong", "silent
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_fault_the_files_are_the_right_ones(server, root, fault, times):
     server.faults += [fault] * times
-    data.load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
 
 
 def test_after_one_of_each_fault_the_files_are_the_right_ones(server, root, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 8)  # each of which older torchvisions end at any fault
+    monkeypatch.setattr(download, "MAX_RETRIES", 7)  # older torchvisions end a try at any fault
     server.faults += [*FAULTS[:4], "html", "reset", "wrong", "short", "silent"]
-    data.load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
     assert not server.faults
 
@@ -131,34 +132,34 @@ def test_a_fault_that_lasts_is_one_clear_error_and_a_later_try_works(server, roo
     with pytest.raises(
         FileNotFoundError, match=r"MNIST is not in .* could not be downloaded \(.+\)\. Set MNIST_R"
     ) as found:
-        data.load("mnist", root)
+        load("mnist", root)
     assert "\n" not in str(found.value)
     assert not (root / "MNIST").exists()
     with pytest.warns(UserWarning, match="NOT MNIST"):
-        splits = data.load("auto", root)
+        splits = load("auto", root)
     assert (splits.name, "NOT MNIST" in splits.note) == ("digits", True)
     server.faults.clear()
-    data.load("auto", root)
+    load("auto", root)
     assert is_whole(root)
 
 
 def test_it_is_downloaded_once_and_what_is_whole_is_not_fetched_again(server, root):
     server.faults += ["reset"] * 100
     with pytest.raises(FileNotFoundError):
-        data.load("mnist", root)
+        load("mnist", root)
     server.faults.clear()
     server.log.clear()
-    data.load("mnist", root)
-    data.load("auto", root)
+    load("mnist", root)
+    load("auto", root)
     assert sorted(path.rpartition("/")[2] for path in server.log) == sorted(server.files)
 
 
 def test_every_mirror_is_asked(server, root):
     server.faults += [503] * 100
     with pytest.raises(FileNotFoundError, match="503"):
-        data.load("mnist", root)
+        load("mnist", root)
     server.faults[:] = [503, 503]
-    data.load("mnist", root)
+    load("mnist", root)
     assert {path for path in server.log if IMAGES in path} == {f"/c/{IMAGES}.gz"}
     assert download.MIRROR not in type(MNIST).__dict__.get("mirrors", [])
 
@@ -166,17 +167,17 @@ def test_every_mirror_is_asked(server, root):
 def test_a_mirror_that_always_breaks_off_does_not_keep_the_others_from_being_asked(server, root):
     """Its fault escapes torchvision's loop over the mirrors: the next try begins with another."""
     server.resetting = "/a/"
-    data.load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
     assert [path for path in server.log if IMAGES in path] == [f"/{m}/{IMAGES}.gz" for m in "ab"]
 
 
 def test_a_damaged_file_is_set_aside_and_fetched_again(server, root):
-    data.load("mnist", root)
+    load("mnist", root)
     path = root / "MNIST" / "raw" / IMAGES
     damaged = path.read_bytes()[:-5]
     path.write_bytes(damaged)
-    data.load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
     assert path.with_name(f"{IMAGES}.damaged").read_bytes() == damaged
     assert [p.name for p in path.parent.glob("*.damaged")] == [f"{IMAGES}.damaged"]
@@ -188,7 +189,7 @@ def test_what_a_killed_download_left_does_no_harm(server, root, small_files):
     for name, content in small_files.items():  # half extracted
         (part / name).write_bytes(content[:1000])
     (part / f"{IMAGES}.gz").write_bytes(b"half")
-    data.load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
 
 
@@ -203,9 +204,9 @@ def test_a_download_does_not_put_the_half_file_of_another_into_place(server, roo
 
     monkeypatch.setattr(torchvision.datasets, "EMNIST", Half)
     with pytest.raises(FileNotFoundError, match="the connection is gone"):
-        data.load("emnist-digits", root)
-    assert [path.read_bytes() for path in root.rglob("gzip.zip")] == [b"half"]  # kept, to go on
-    data.load("mnist", root)
+        load("emnist-digits", root)
+    assert [path.read_bytes() for path in root.rglob("gzip.zip")] == [b"half"]  # for the next try
+    load("mnist", root)
     assert not (root / "EMNIST").exists()
 
 
@@ -213,23 +214,23 @@ def test_without_a_network_it_does_not_try_for_long(root, monkeypatch):
     """A name that cannot be looked up, as torchvision reports it."""
     monkeypatch.setattr(MNIST, "mirrors", ["http://no.such.host.invalid/"])
     monkeypatch.setattr(download, "MIRROR", "http://none.such.host.invalid/")
-    monkeypatch.setattr(download, "PAUSE", 1000)
+    monkeypatch.setattr(download, "BACKOFF", 1000)
 
     def unknown(*args, **kwargs):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(FileNotFoundError, match="Name or service not known"):
-        data.load("mnist", root)
+        load("mnist", root)
 
 
 def test_the_pauses_grow(server, root, monkeypatch):
     pauses = []
-    monkeypatch.setattr(download, "PAUSE", 1.0)
+    monkeypatch.setattr(download, "BACKOFF", 1.0)
     monkeypatch.setattr(download.time, "sleep", pauses.append)
     server.files.clear()
     with pytest.raises(FileNotFoundError, match="404"):
-        data.load("mnist", root)
+        load("mnist", root)
     assert pauses == [1, 2, 4]
 
 
@@ -238,7 +239,7 @@ def test_a_proxy_in_the_environment_is_used(server, root, monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://mirror.invalid/"])
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.setattr("urllib.request._opener", None)  # it is made once, of the environment
-    data.load("mnist", root)
+    load("mnist", root)
     assert set(server.log) == {f"http://mirror.invalid/{name}" for name in server.files}
 
 
@@ -249,56 +250,56 @@ def test_a_folder_that_cannot_be_written_is_named_and_one_that_is_whole_is_only_
     root.parent.mkdir(parents=True)
     root.write_text("a file where the folder should be")
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded \(.*File exists"):
-        data.load("mnist", root)
+        load("mnist", root)
     root.unlink()
-    data.load("mnist", root)
+    load("mnist", root)
     (root / ".download.lock").unlink(missing_ok=True)
 
     def refuse(*args, **kwargs):
         raise PermissionError(30, "Read-only file system", str(root))
 
     monkeypatch.setattr(download, "FileLock", refuse)
-    assert len(data.load("mnist", root).test) == 130
+    assert len(load("mnist", root).test) == 130
     (root / "MNIST" / "raw" / IMAGES).unlink()
     with pytest.raises(FileNotFoundError, match="Read-only file system"):
-        data.load("mnist", root)
+        load("mnist", root)
 
 
 def test_a_full_disk_is_one_clear_error_and_not_tried_again(server, root, monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 1000)
+    monkeypatch.setattr(download, "BACKOFF", 1000)
     words = r"could not be downloaded \(.*File too large"
     with full_disk(50_000), pytest.raises(FileNotFoundError, match=words):
-        data.load("mnist", root)
-    data.load("mnist", root)
+        load("mnist", root)
+    load("mnist", root)
     assert is_whole(root)
 
 
-def load_elsewhere(root, mirrors, resources, digests, wait, answers):
+def load_elsewhere(root, mirrors, resources, digests, wait, results):
     """What a second notebook does: download MNIST, or find it, and say what it got."""
-    MNIST.mirrors, MNIST.resources, data.MNIST_FILES = mirrors, resources, digests
+    MNIST.mirrors, MNIST.resources, mnist_files.MNIST_FILES = mirrors, resources, digests
     time.sleep(wait)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
-            images = data.load("mnist", root).train.images
-            answers.put(hashlib.sha256(images.numpy()).hexdigest())
+            images = load("mnist", root).train.images
+            results.put(hashlib.sha256(images.numpy()).hexdigest())
         except BaseException as error:
-            answers.put(repr(error))
+            results.put(repr(error))
 
 
 @pytest.mark.parametrize("rounds", sample(6, 50))
 def test_two_processes_share_one_download(server, root, small_mnist, capsys, rounds):
     """Started at random offsets; in every third round one of them is killed meanwhile."""
     chance = random.Random(0)
-    right = data.load("mnist", small_mnist, download=False).train.images
-    right = hashlib.sha256(right.numpy()).hexdigest()
-    context = processes("torchvision.datasets", "mnist_mlp.data")
+    images = load("mnist", small_mnist, download=False).train.images
+    expected = hashlib.sha256(images.numpy()).hexdigest()
+    context = processes("torchvision.datasets", "mnist_mlp.datasets.mnist")
     broken, shared = [], 0
     for round_ in range(rounds):
-        folder, answers = root / str(round_), context.Queue()
+        folder, results = root / str(round_), context.Queue()
         server.log.clear()
-        about = folder, MNIST.mirrors, MNIST.resources, data.MNIST_FILES
+        arguments = folder, MNIST.mirrors, MNIST.resources, mnist_files.MNIST_FILES
         both = [
-            context.Process(target=load_elsewhere, args=(*about, wait, answers))
+            context.Process(target=load_elsewhere, args=(*arguments, wait, results))
             for wait in (0, chance.uniform(0, 0.15))
         ]
         for process in both:
@@ -309,9 +310,9 @@ def test_two_processes_share_one_download(server, root, small_mnist, capsys, rou
             both[0].kill()
         for process in both:
             process.join(60)
-        found = [answers.get(timeout=60) for _ in range(1 if killed else 2)]
+        found = [results.get(timeout=60) for _ in range(1 if killed else 2)]
         shared += not killed and len(server.log) == len(server.files)
-        if set(found) != {right}:
+        if set(found) != {expected}:
             broken.append((round_, found))
     with capsys.disabled():
         print(f"\n{len(broken)} of {rounds} concurrent downloads broken, {shared} shared.")

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import processes, sample, visible
+from helpers import fit_with, processes, sample, visible
 
-from mnist_mlp import checkpoint, train
+from mnist_mlp import train
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.model import EnhancedNet
+from mnist_mlp.storage.checkpoint import TrainingCheckpoint
+from mnist_mlp.storage.files import atomic_write
+from mnist_mlp.storage.weights import load_weights, read_card, read_tensors, save_weights
 
-SETTINGS = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01, "progress": False}
+RECIPE = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
 CONTEXT = processes("mnist_mlp.train", "torchvision.datasets")
 
 
@@ -30,7 +33,7 @@ def train_and_save(folder: Path, resumable: bool) -> None:
     """Train, save every two steps, save the weights, and at last write what came out."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # noise cannot be learned
-    train.SAVE_STEPS = 2
+    train.CHECKPOINT_EVERY = 2
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (180, 28, 28), dtype=torch.uint8, generator=generator)
     parts = [
@@ -40,10 +43,10 @@ def train_and_save(folder: Path, resumable: bool) -> None:
     torch.manual_seed(0)
     model = EnhancedNet()
     file = folder / "run.pt" if resumable else None
-    history = train.fit(model, *parts, checkpoint=file, **SETTINGS)
-    checkpoint.save(model, folder / "models" / "net.pth")
+    history = fit_with(model, *parts, checkpoint=file, **RECIPE)
+    save_weights(model, folder / "models" / "net.pth")
     epochs = [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs]
-    with checkpoint.atomic(folder / "end.json") as file:
+    with atomic_write(folder / "end.json") as file:
         file.write_text(json.dumps([epochs, history.best_epoch, digest(model)]))
 
 
@@ -85,12 +88,12 @@ def test_a_training_killed_at_any_moment_ends_in_the_same_bits(tmp_path, capsys,
         files = [folder / "run.pt", folder / "run.pt.previous"]
         there = [path for path in files if path.exists()]
         for path in there:
-            checkpoint.read(path)  # both: neither is ever half written
+            read_tensors(path)  # both: neither is ever half written
         if (weights := folder / "models" / "net.pth").exists():
-            checkpoint.load(EnhancedNet(), weights)
+            load_weights(EnhancedNet(), weights)
         assert run(folder)
         assert (folder / "end.json").read_text(encoding="utf-8") == expected
-        card = checkpoint.read_card(weights)
+        card = read_card(weights)
         assert card["parameters"] == 575_050
         left = {path.name for path in folder.rglob("*") if path.is_file()}
         known = {"run.pt", "run.pt.previous", "end.json", "net.pth", "net.json"}
@@ -118,7 +121,7 @@ def save_often(path: Path, value: float, times: int) -> None:
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, value)
     for _ in range(times):
-        checkpoint.save(model, path, value=value)
+        save_weights(model, path, value=value)
 
 
 @pytest.mark.parametrize("times", sample(10, 40))
@@ -130,23 +133,21 @@ def test_two_processes_save_to_the_same_file_and_a_reader_sees_whole_ones(tmp_pa
         writer.start()
     seen = set()
     while any(writer.is_alive() for writer in writers):
-        weights = checkpoint.load(EnhancedNet(), path).state_dict()
+        weights = load_weights(EnhancedNet(), path).state_dict()
         (value,) = {float(v) for t in weights.values() for v in (t.min(), t.max())}
         assert value in (0.25, 0.5, 0.75)
         seen.add(value)
-        assert checkpoint.read_card(path)["value"] in (0.25, 0.5, 0.75)
+        assert read_card(path)["value"] in (0.25, 0.5, 0.75)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen >= {0.25, 0.75}
-    weights = checkpoint.load(EnhancedNet(), path)
-    assert checkpoint.read_card(path)["value"] == weights.layer1.bias[0].item()
+    weights = load_weights(EnhancedNet(), path)
+    assert read_card(path)["value"] == weights.layer1.bias[0].item()
     assert visible(path.parent) == ["net.json", "net.pth"]
 
 
 @pytest.mark.parametrize("epochs", sample(2, 6))
 def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, capsys, epochs):
     """Timed where it is spent, for the difference of two whole trainings is noise."""
-    from mnist_mlp import resume
-
     spent = []
 
     def timed(function):
@@ -160,13 +161,12 @@ def test_a_checkpoint_every_epoch_costs_little(mnist, tmp_path, monkeypatch, cap
         return call
 
     for name in ("__init__", "restore", "save"):
-        monkeypatch.setattr(resume.Checkpoint, name, timed(getattr(resume.Checkpoint, name)))
+        function = timed(getattr(TrainingCheckpoint, name))
+        monkeypatch.setattr(TrainingCheckpoint, name, function)
     start = time.perf_counter()
     torch.manual_seed(0)
-    train.fit(
-        EnhancedNet(), mnist.train, mnist.validation, epochs=epochs, progress=False,
-        checkpoint=tmp_path / "run.pt",
-    )  # fmt: skip
+    parts = mnist.train, mnist.validation
+    fit_with(EnhancedNet(), *parts, epochs=epochs, checkpoint=tmp_path / "run.pt")
     share = sum(spent) / (time.perf_counter() - start - sum(spent))
     with capsys.disabled():
         print(f"\nA checkpoint every epoch costs {share:.1%} of the training's time.")

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from mnist_mlp import checkpoint, data, resume, sweep
-from mnist_mlp.images import find_digits, to_mnist
-from mnist_mlp.others import load as load_other
-from mnist_mlp.run import VERSION
+from mnist_mlp.datasets import load, mnist
+from mnist_mlp.handwriting.preprocess import segment_digits, to_mnist
+from mnist_mlp.research import sweep
+from mnist_mlp.storage import weights
+from mnist_mlp.storage.checkpoint import TrainingCheckpoint
+from mnist_mlp.storage.weights import load_weights, read_card, to_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, about what they still read
 SECONDS, MEGABYTES = 5, 300  # that one input may take, that all of a kind may take
@@ -114,7 +116,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("broken")
 
 
-WEIGHTS = checkpoint.to_bytes(Small().state_dict())
+WEIGHTS = to_bytes(Small().state_dict())
 
 
 def with_right_checksums(pickled: bytes) -> bytes:
@@ -135,7 +137,7 @@ def check_weights(folder, content):
     path, model = folder / "net.pth", Small()
     path.write_bytes(content)
     before = [p.clone() for p in model.parameters()]
-    if outcome("weights", lambda: checkpoint.load(model, path), ValueError):
+    if outcome("weights", lambda: load_weights(model, path), ValueError):
         assert all(torch.isfinite(p).all() for p in model.parameters())
     else:
         assert all(map(torch.equal, before, model.parameters()))
@@ -159,12 +161,12 @@ CARD = {
 
 @examples(1500)
 def test_card(folder, examples, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PATIENCE", 0)
+    monkeypatch.setattr(weights, "PATIENCE", 0)
 
     def check(content):
         (folder / "card.pth").write_bytes(WEIGHTS)
         (folder / "card.json").write_bytes(content)
-        card = outcome("cards", lambda: checkpoint.read_card(folder / "card.pth"), ValueError)
+        card = outcome("cards", lambda: read_card(folder / "card.pth"), ValueError)
         assert card is None or card["sha256"] == CARD["sha256"]
 
     each(broken(json.dumps(CARD, indent=2).encode()), check, examples)
@@ -172,20 +174,20 @@ def test_card(folder, examples, monkeypatch):
 
 RUN = {"seed": 0, "epochs": 2}
 RECORD = {
-    "run": RUN, "version": VERSION, "threads": 1, "validation_accuracy": 0.9, "best_epoch": 2,
+    "run": RUN, "version": sweep.VERSION, "threads": 1, "validation_accuracy": 0.9, "best_epoch": 2,
     "sha256": CARD["sha256"], "seconds": 1.5, "epochs": [{"loss": 0.5}, {"loss": 0.25}],
 }  # fmt: skip
 
 
 @examples(1500)
 def test_record(folder, examples):
-    """A record that is of no use is none: it is named, and the run is trained again."""
+    """A record that cannot be used is named, and the run is trained again."""
 
     def check(content):
         (folder / "record.pth").write_bytes(WEIGHTS)
         (folder / "record.json").write_bytes(content)
         record = outcome("records", lambda: sweep._read(folder / "record.json", RUN))
-        assert record is None or (record["run"], record["version"]) == (RUN, VERSION)
+        assert record is None or (record["run"], record["version"]) == (RUN, sweep.VERSION)
 
     each(broken(json.dumps(RECORD, indent=1).encode()), check, examples)
 
@@ -199,7 +201,9 @@ def test_mnist(folder, examples):
 
     def check(content):
         path.write_bytes(content)
-        read = outcome("MNIST files", lambda: data._read(path, len(whole), digest), ValueError)
+        read = outcome(
+            "MNIST files", lambda: mnist._read_verified(path, len(whole), digest), ValueError
+        )
         assert (read is not None) == (content == whole)
 
     each(broken(whole), check, examples)
@@ -216,7 +220,7 @@ def test_sibling(folder, examples):
 
     def check(content):
         (raw / "train-images-idx3-ubyte").write_bytes(content)
-        read = outcome("siblings", lambda: load_other("fashion", folder, False, 0), ValueError)
+        read = outcome("siblings", lambda: load("fashion", folder, download=False), ValueError)
         assert read is None or len(read.train) == 22
 
     each(broken(idx(np.zeros((24, 28, 28), np.uint8))), check, examples)
@@ -238,32 +242,48 @@ def test_picture(folder, format, examples):
         path.write_bytes(content)
         image = outcome("pictures", lambda: to_mnist(path), ValueError)
         assert image is None or image.shape == (28, 28)
-        outcome("pictures", lambda: find_digits(path), ValueError)
+        outcome("pictures", lambda: segment_digits(path), ValueError)
 
     each(broken(picture(format)), check, examples)
 
 
-@pytest.fixture(scope="module")
-def middle(folder):
-    """A checkpoint of a training, and what it is of."""
-    model = Small()
-    images = data.ImageDataset(torch.zeros(3, 28, 28).byte(), torch.arange(3))
-    file = resume.Checkpoint(folder / "run.pt", {"model": model}, {"epochs": 2}, [images])
-    file.save({"epochs": [{"loss": 0.5}], "best_epoch": 1})
-    return file, (folder / "run.pt").read_bytes()
+class State:
+    """What a checkpoint saves and restores."""
+
+    def __init__(self, epochs):
+        self.model, self.epochs = Small(), epochs
+
+    def state_dict(self):
+        return {"model": self.model.state_dict(), "epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.model.load_state_dict(state["model"])
+        self.epochs = state["epochs"]
 
 
 @examples(1000)
-def test_checkpoint(folder, middle, examples):
-    file, whole = middle
+def test_checkpoint(folder, examples):
+    """A broken checkpoint changes nothing; what it restores is what was saved."""
+    path, identity, epochs = folder / "run.pt", lambda: {"epochs": 2}, [{"loss": 0.5}]
+    saved = State(epochs)
+    TrainingCheckpoint(path, saved, identity).save()
+
+    def same(one, other) -> bool:
+        return all(map(torch.equal, one.model.parameters(), other.model.parameters()))
 
     def check(content):
-        file.path.write_bytes(content)
+        path.write_bytes(content)
+        found, before = State([]), torch.get_rng_state()
+        untouched = State([])
+        untouched.load_state_dict(found.state_dict())
+        file = TrainingCheckpoint(path, found, identity)
         with warnings.catch_warnings(action="ignore"):
-            progress = outcome("checkpoints", file.restore, ValueError)
-        assert progress in (None, {}, {"epochs": [{"loss": 0.5}], "best_epoch": 1})
+            outcome("checkpoints", file.restore, ValueError)
+        assert found.epochs in ([], epochs)
+        assert same(found, saved if found.epochs else untouched)
+        torch.set_rng_state(before)
 
-    each(broken(whole), check, examples)
+    each(broken(path.read_bytes()), check, examples)
 
 
 @pytest.mark.campaign

@@ -1,0 +1,10 @@
+from mnist_mlp.data import ImageDataset as ImageDataset
+from mnist_mlp.data import Splits as Splits
+from mnist_mlp.datasets import load as load
+from mnist_mlp.evaluation import evaluate as evaluate
+from mnist_mlp.model import EnhancedNet as EnhancedNet
+from mnist_mlp.recipe import Recipe as Recipe
+from mnist_mlp.research.comparison import compare as compare
+from mnist_mlp.storage.weights import load_weights as load_weights
+from mnist_mlp.storage.weights import save_weights as save_weights
+from mnist_mlp.train import fit as fit

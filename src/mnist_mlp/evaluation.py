@@ -1,0 +1,137 @@
+"""Compute the logits once; every metric and comparison derives from them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mnist_mlp.data import ImageDataset, loader
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95% confidence interval of a proportion, Wilson's, as numbers from 0 to 1."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model's logits on a data set beside the true labels, and the metrics derived from them.
+
+    `logits`: float32 of shape (N, C). `labels`: int64 of shape (N,). `classes`: C names.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """Class probabilities, float32 of shape (N, C)."""
+        return self.logits.softmax(dim=1)
+
+    @cached_property
+    def predicted(self) -> torch.Tensor:
+        """The most probable class of each image, int64 of shape (N,)."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def correct(self) -> torch.Tensor:
+        """Whether each image was classified correctly, bool of shape (N,)."""
+        return self.predicted == self.labels
+
+    @property
+    def n_correct(self) -> int:
+        """Number of images classified correctly."""
+        return int(self.correct.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images classified correctly, from 0 to 1."""
+        return self.n_correct / len(self.labels)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval of the accuracy, Wilson's."""
+        return wilson_interval(self.n_correct, len(self.labels))
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy over the images, in nats."""
+        return float(F.cross_entropy(self.logits, self.labels))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Counts of shape (C, C): row = true class, column = predicted class."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.labels, self.predicted, labels=range(len(self.classes)))
+
+    def report(self) -> str:
+        """Return precision, recall and F1 of each class as a text table."""
+        from sklearn.metrics import classification_report
+
+        ids, style = range(len(self.classes)), {"digits": 4, "zero_division": 0}
+        labels = {"labels": ids, "target_names": self.classes}
+        return classification_report(self.labels, self.predicted, **labels, **style)
+
+    def misclassified(self) -> torch.Tensor:
+        """Return the indices of the wrongly classified images, the most confident first."""
+        wrong = (~self.correct).nonzero()[:, 0]
+        confidence = self.probabilities[wrong].amax(dim=1)
+        return wrong[confidence.argsort(descending=True, stable=True)]
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, on the device of the model; restore it afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield next((p.device for p in model.parameters()), torch.device("cpu"))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
+    """Return the model's evaluation on every image of the data set, in order, unaugmented.
+
+    The model is in evaluation mode meanwhile; afterwards each module is in the mode it had.
+    """
+    with _evaluation_mode(model) as device:
+        batches = loader(replace(dataset, augment=None))
+        logits = torch.cat([model(images.to(device)).float() for images, *_ in batches])
+    return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)
+
+
+def check_model(model: nn.Module, dataset: ImageDataset) -> None:
+    """Raise TypeError or ValueError if the model cannot classify the images of the data set."""
+    if not isinstance(model, nn.Module):
+        name = getattr(model, "__name__", type(model).__name__)
+        hint = f"the class {name}: did you mean {name}()?" if isinstance(model, type) else name
+        raise TypeError(f"model must be a network, found {hint}")
+    images = dataset.images[:2].flatten(1).float()
+    try:
+        with _evaluation_mode(model):
+            logits = model(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the model must take images of shape {tuple(images.shape)}. If it needs squares, "
+            f"begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
+        ) from error
+    expected = f"the model must return logits of shape (N, {len(dataset.classes)})"
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"{expected}, a tensor, found a {type(logits).__name__}.")
+    if logits.shape[1:] != (len(dataset.classes),):
+        found = ", ".join(map(str, logits.shape[1:]))
+        raise ValueError(f"{expected}, one per class, found (N, {found}).")

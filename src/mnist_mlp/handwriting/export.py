@@ -1,0 +1,45 @@
+"""Export of a trained model for use without PyTorch."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mnist_mlp.data import MEAN, STD
+from mnist_mlp.storage.files import atomic_write
+
+
+class Classifier(nn.Module):
+    """A model with its preprocessing and softmax: from uint8 images to probabilities."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return float32 (N, classes), rows that sum to 1, for uint8 images (N, 28, 28)."""
+        return self.model((images.float() / 255 - MEAN) / STD).softmax(dim=1)
+
+
+def export_onnx(model: nn.Module, path: str | Path) -> None:
+    """Save the model as one ONNX file, for any number of images.
+
+    Its input is `images`, uint8 of shape (N, 28, 28); its output `probabilities`, float32 of shape
+    (N, classes). Raises ModuleNotFoundError without the extra `[onnx]`, and OSError if the file
+    cannot be written; an earlier file is then intact.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("ONNX needs an extra: pip install -e '.[onnx]'.") from error
+    program = torch.onnx.export(
+        Classifier(model).eval(),
+        (torch.zeros(2, 28, 28, dtype=torch.uint8),),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        verbose=False,
+    )
+    assert program
+    with atomic_write(Path(path)) as file:
+        file.write_bytes(program.model_proto.SerializeToString())

@@ -1,0 +1,1 @@
+"""Experiments around the core: comparison, calibration, tuning, ablation, robustness, sweeps."""

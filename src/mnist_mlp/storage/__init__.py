@@ -1,0 +1,1 @@
+"""Files that survive faults and strangers: weights, cards, records and training checkpoints."""

@@ -1,0 +1,71 @@
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from mnist_mlp.evaluation import Evaluation
+from mnist_mlp.research.ablation import ablation_plot
+from mnist_mlp.research.calibration import calibration, reliability_curve
+from mnist_mlp.research.tuning import learning_rates_plot
+
+CLASSES = tuple("abc")
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Five images, of which the second (c taken for a) is more surely wrong than the fourth."""
+    logits = torch.tensor([[9.0, 0, 0], [5.0, 0, 1], [0, 3.0, 0], [0, 2.0, 1], [0, 0, 9.0]])
+    return Evaluation(logits, torch.tensor([0, 2, 1, 0, 2]), CLASSES)
+
+
+def texts(ax) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def test_learning_rates_are_drawn_and_the_best_of_each_is_named():
+    ax = learning_rates_plot({"a": {0.1: 0.5, 0.001: 0.8, 0.01: 0.925}, "b": {0.1: 1.0}})
+    assert ax.lines[0].get_xydata().tolist() == [[0.001, 0.8], [0.01, 0.925], [0.1, 0.5]]
+    assert [text.get_text() for text in ax.get_legend().texts] == [
+        "a: 92.50% at 0.01",
+        "b: 100.00% at 0.1",
+    ]
+
+
+def test_a_reliability_curve_is_that_of_the_calibration(evaluation):
+    ax = reliability_curve(evaluation)
+    curve = calibration(evaluation)
+    points = ax.collections[1].get_offsets()  # after the intervals
+    assert np.array_equal(points, np.stack([curve["confidence"], curve["accuracy"]], 1))
+    assert texts(ax) == [str(count) for count in curve["count"]]
+
+
+def test_the_ablation_shows_every_seed_and_their_mean():
+    accuracies = {"a": [0.98, 0.97], "b": [0.99, 0.992]}
+    ax = ablation_plot(accuracies, {"others": 0.995})
+    dots, bars = ax.lines[0:4:2], ax.lines[1:4:2]
+    for y, (line, bar, of_seeds) in enumerate(zip(dots, bars, accuracies.values(), strict=True)):
+        assert line.get_xdata() == pytest.approx(100 * (1 - np.array(of_seeds)))
+        assert bar.get_xdata() == pytest.approx([100 * (1 - np.mean(of_seeds))])
+        assert set(line.get_ydata()) == {y}
+    assert texts(ax) == ["97.50% ± 0.71", "99.10% ± 0.14", "others"]
+    assert ax.lines[4].get_xdata() == pytest.approx([0.5, 0.5])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
+    left, right = ax.get_xlim()
+    assert left > 3 > 0.8 > right  # the better, the further to the right
+
+
+def test_an_axes_that_is_given_is_drawn_on_and_returned(evaluation):
+    figure, axes = plt.subplots(1, 3)
+    assert learning_rates_plot({"a": {1: 1}}, axes[0]) is axes[0]
+    assert reliability_curve(evaluation, axes[1]) is axes[1]
+    assert ablation_plot({"a": [0.98, 0.97]}, ax=axes[2]) is axes[2]
+    assert plt.get_fignums() == [figure.number]
