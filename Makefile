@@ -24,9 +24,9 @@ SUPPORTED := import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (
 # $(call INSTALL,folder,what): an environment that was moved, or is of another Python, is made anew.
 define INSTALL
 @test -w . || { echo "This folder cannot be written to: copy the repository to one that can."; exit 1; }
-@$(PYTHON) -c '$(SUPPORTED)'
+@"$(PYTHON)" -c '$(SUPPORTED)'
 @[ "$$(cat $(1)/folder 2>/dev/null)" = "$$PWD" ] && $(1)/bin/python -c '$(SUPPORTED)' 2>/dev/null \
-	|| { $(PYTHON) -m venv --clear $(1) && pwd > $(1)/folder; }
+	|| { "$(PYTHON)" -m venv --clear $(1) && pwd > $(1)/folder; }
 @echo "Installing into $(1) (about 2 minutes, 6 GB on Linux with CUDA) ..."
 @$(1)/bin/python -m pip install -q --no-compile $(PIP_ARGS) -c requirements.txt $(2) || { echo "pip could not \
 	install what is needed. It takes a network once, or PIP_ARGS='--no-index --find-links FOLDER'."; \
