@@ -5,9 +5,10 @@ import hashlib
 import os
 import threading
 
-from helpers import idx  # before torch: it sets how many threads that has
+from helpers import CLASSES, idx  # before torch: it sets how many threads that has
 
 # isort: split
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from mnist_mlp.data import ImageDataset, Splits
 from mnist_mlp.datasets import load
 from mnist_mlp.datasets import mnist as mnist_files
+from mnist_mlp.evaluation import Evaluation
 
 LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb", "test_mistakes.py")
 
@@ -95,3 +97,27 @@ def toy() -> tuple[ImageDataset, ImageDataset]:
         return ImageDataset(images, labels)
 
     return blobs(130), blobs(50)
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Five images, of which the second (c taken for a) is more surely wrong than the fourth."""
+    logits = torch.tensor([[9.0, 0, 0], [5.0, 0, 1], [0, 3.0, 0], [0, 2.0, 1], [0, 0, 9.0]])
+    return Evaluation(logits, torch.tensor([0, 2, 1, 0, 2]), CLASSES)
+
+
+@pytest.fixture
+def random_evaluation() -> Evaluation:
+    """Random logits of 2,003 images and ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (2003,), generator=generator)
+    logits = torch.randn(2003, 10, generator=generator)
+    logits[torch.arange(2003), labels] += 2.5
+    return Evaluation(logits, labels, tuple("abcdefghij"))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    """Close the figures that a test has drawn."""
+    yield
+    plt.close("all")

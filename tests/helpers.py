@@ -13,6 +13,7 @@ from pathlib import Path
 # on a busy machine can cost tenfold. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are not shown
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
 
 import matplotlib
@@ -23,6 +24,12 @@ from PIL import Image
 from scipy import ndimage
 
 ROOT = Path(__file__).parents[1]
+CLASSES = tuple("abc")  # of the small evaluation in conftest.py
+
+
+def texts(ax) -> list[str]:
+    """Return the texts that are written on the axes."""
+    return [text.get_text() for text in ax.texts]
 
 
 def code_cells(notebook) -> list:

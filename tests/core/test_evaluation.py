@@ -10,15 +10,6 @@ from mnist_mlp.evaluation import Evaluation, evaluate
 from mnist_mlp.model import EnhancedNet
 
 
-@pytest.fixture
-def random_evaluation() -> Evaluation:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(10, (2003,), generator=generator)
-    logits = torch.randn(2003, 10, generator=generator)
-    logits[torch.arange(2003), labels] += 2.5
-    return Evaluation(logits, labels, tuple("abcdefghij"))
-
-
 def test_accuracy_loss_and_report_are_scikit_learns(random_evaluation):
     e = random_evaluation
     labels, predicted = e.labels.numpy(), e.logits.numpy().argmax(1)

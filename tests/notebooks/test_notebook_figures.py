@@ -1,20 +1,10 @@
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from helpers import CLASSES
 
 from mnist_mlp.notebook.figures import heat_map, input_pairs, probabilities
-
-CLASSES = tuple("abc")
-
-
-@pytest.fixture(autouse=True)
-def no_figure_is_left():
-    yield
-    plt.close("all")
 
 
 def test_probabilities_are_the_heights_of_the_bars():

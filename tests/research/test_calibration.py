@@ -8,15 +8,6 @@ from mnist_mlp.evaluation import Evaluation
 from mnist_mlp.research.calibration import calibration, fit_temperature, with_temperature
 
 
-@pytest.fixture
-def random_evaluation() -> Evaluation:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(10, (2003,), generator=generator)
-    logits = torch.randn(2003, 10, generator=generator)
-    logits[torch.arange(2003), labels] += 2.5
-    return Evaluation(logits, labels, tuple("abcdefghij"))
-
-
 def test_calibration_is_that_of_counting_by_hand(random_evaluation):
     e = random_evaluation
     found = calibration(e, bins=10)

@@ -1,34 +1,11 @@
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
+from helpers import texts
 
-from mnist_mlp.evaluation import Evaluation
 from mnist_mlp.research.ablation import ablation_plot
 from mnist_mlp.research.calibration import calibration, reliability_curve
 from mnist_mlp.research.tuning import learning_rates_plot
-
-CLASSES = tuple("abc")
-
-
-@pytest.fixture(autouse=True)
-def no_figure_is_left():
-    yield
-    plt.close("all")
-
-
-@pytest.fixture
-def evaluation() -> Evaluation:
-    """Five images, of which the second (c taken for a) is more surely wrong than the fourth."""
-    logits = torch.tensor([[9.0, 0, 0], [5.0, 0, 1], [0, 3.0, 0], [0, 2.0, 1], [0, 0, 9.0]])
-    return Evaluation(logits, torch.tensor([0, 2, 1, 0, 2]), CLASSES)
-
-
-def texts(ax) -> list[str]:
-    return [text.get_text() for text in ax.texts]
 
 
 def test_learning_rates_are_drawn_and_the_best_of_each_is_named():
