@@ -13,7 +13,6 @@ from pathlib import Path
 # on a busy machine can cost tenfold. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("MPLBACKEND", "Agg")  # figures are not shown
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
 
 import matplotlib
@@ -22,6 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
+
+# Not by MPLBACKEND: the kernels of the notebooks would inherit it and show no figures.
+matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
 CLASSES = tuple("abc")  # of the small evaluation in conftest.py

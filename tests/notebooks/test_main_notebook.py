@@ -7,9 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
 import pytest

@@ -8,14 +8,11 @@ import subprocess
 import sys
 from statistics import mean
 
-import matplotlib
-from helpers import ROOT, assert_same_picture, code_cells, published
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+from helpers import ROOT, assert_same_picture, code_cells, published
 from scipy.stats import ttest_rel
 
 from mnist_mlp import EnhancedNet, Recipe, evaluate, load_weights, notebook, plots
