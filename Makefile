@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup notebook lab test test-all lint page seeds ablation profile mutants scaling \
-	figures bench tune-baselines
+	figures bench search tune-baselines
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -84,7 +84,7 @@ scaling: .venv/notebook.installed  ## time and memory against data, width, batch
 figures: .venv/notebook.installed  ## draw the records of bench and scaling again
 	$(BIN)/python benchmarks/speed/figures.py
 
-mutants: .venv/test.installed  ## mutation score of evaluation and storage: 8 minutes
+mutants: .venv/test.installed  ## mutation score of the core and of storage: 40 minutes
 	$(BIN)/python -m pip install -q $(PIP_ARGS) mutmut==3.8.1
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py
 
@@ -94,6 +94,9 @@ mutants: .venv/test.installed  ## mutation score of evaluation and storage: 8 mi
 
 bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 35 minutes
 	.venv-bench/bin/python benchmarks/speed/bench.py && .venv-bench/bin/python benchmarks/speed/figures.py
+
+search: .venv-bench/bench.installed  ## what each idea gives the fast recipe: 5 minutes
+	.venv-bench/bin/python benchmarks/speed/search.py
 
 tune-baselines: .venv-bench/bench.installed  ## before bench: how many epochs each library needs
 	.venv-bench/bin/python benchmarks/speed/bench.py tune

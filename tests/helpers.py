@@ -40,9 +40,13 @@ def code_cells(notebook) -> list:
 
 
 def fit_with(model, train, validation, *, checkpoint=None, on_epoch=None, progress=False, **recipe):
-    """Call `fit` with the recipe's fields as keyword arguments, and without a progress bar."""
+    """Call `fit` with the recipe's fields as keyword arguments, and without a progress bar.
+
+    In float32, if they do not say otherwise, as all processors can.
+    """
     from mnist_mlp import Recipe, fit
 
+    recipe = {"precision": "float32"} | recipe
     options = {"checkpoint": checkpoint, "on_epoch": on_epoch, "progress": progress}
     return fit(model, train, validation, Recipe(**recipe), **options)
 

@@ -28,7 +28,8 @@ BEST = "distilled, long"  # by validation
 # What seed 0 of a configuration is published as, whatever its score: fixed before the test set was
 # read.
 PUBLISHED = {BEST: "enhanced_model_best.pth", "ConvNet": "conv_net.pth"}
-SHORT = {"epochs": 10, "augment_strength": 0.0, "ema_decay": 0.0}
+FLOAT32 = {"precision": "float32"}
+SHORT = FLOAT32 | {"epochs": 10, "augment_strength": 0.0, "ema_decay": 0.0}
 COURSE = {"batch_size": 64, "learning_rate": 0.001, "weight_decay": 0.0, "schedule": "constant"}
 DISTILLED = {"teacher_logits": TEACHER_LOGITS["file"], "augment_strength": 0.0}
 LONG = {"epochs": 300, "precision": "bfloat16"}
@@ -36,10 +37,10 @@ CONFIGURATIONS = {
     "plain Adam": SHORT | COURSE,
     "one-cycle AdamW": SHORT,
     "averaged weights": SHORT | {"ema_decay": 0.998},
-    "affine warps": {"elastic_strength": 0.0},
-    "elastic warps": {},
+    "affine warps": FLOAT32 | {"elastic_strength": 0.0},
+    "elastic warps": FLOAT32,
     "long": LONG | {"epochs": 400},
-    "distilled": DISTILLED,
+    "distilled": DISTILLED | FLOAT32,
     "distilled, long": DISTILLED | LONG,
     "noisy student, long": DISTILLED | LONG | {"photometric_noise": 1.0},
     "ConvNet": {"model": "ConvNet", "epochs": 24, "batch_size": 256, "precision": "bfloat16"},

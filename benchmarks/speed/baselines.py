@@ -86,13 +86,15 @@ def usual_loader(batch_size: int):
     return torch.utils.data.DataLoader(train, batch_size=batch_size, shuffle=True)
 
 
-def ours(done, *, seed, precision="highest", validate=True, **settings):
+def ours(done, *, seed, validate=True, iterations=3, flush_denormal=False, **settings):
     import torch
 
     from mnist_mlp import EnhancedNet, Recipe, fit, load
+    from mnist_mlp.optim import muon
 
     done("import")
-    torch.set_float32_matmul_precision(precision)
+    torch.set_flush_denormal(flush_denormal)
+    muon.newton_schulz.__defaults__ = (iterations,)
     splits = load("mnist", seed=seed)
     validation = splits.validation if validate else splits.validation.subset(torch.arange(1))
     done("load")
@@ -126,7 +128,9 @@ def tutorial(done, *, seed, epochs, batch_size, learning_rate):
         done("epoch", torch_predict(model))
 
 
-def torch_compile(done, *, seed, epochs, batch_size, learning_rate, bfloat16=False, cycle=True):
+def torch_compile(
+    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False, cycle=True
+):
     import torch
     from torch.nn import functional as F
 
@@ -142,7 +146,7 @@ def torch_compile(done, *, seed, epochs, batch_size, learning_rate, bfloat16=Fal
     @torch.compile(dynamic=False)
     def loss_of(images, labels):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return F.cross_entropy(model(images), labels)
+            return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
 
     for epoch in range(epochs):
         order = torch.randperm(len(labels))[: steps * batch_size].split(batch_size)
@@ -154,7 +158,9 @@ def torch_compile(done, *, seed, epochs, batch_size, learning_rate, bfloat16=Fal
         done("epoch", torch_predict(model))
 
 
-def lightning(done, *, seed, epochs, batch_size, learning_rate, cycle=True):
+def lightning(
+    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False, cycle=True
+):
     import logging
     import warnings
 
@@ -179,7 +185,7 @@ def lightning(done, *, seed, epochs, batch_size, learning_rate, cycle=True):
 
         def training_step(self, batch, _):
             images, labels = batch
-            return F.cross_entropy(self(images), labels)
+            return F.cross_entropy(self(images), labels, label_smoothing=smoothing)
 
         def configure_optimizers(self):
             optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, fused=True)
@@ -197,18 +203,24 @@ def lightning(done, *, seed, epochs, batch_size, learning_rate, cycle=True):
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
+        precision="bf16-mixed" if bfloat16 else "32-true",
     )  # fmt: skip
     trainer.fit(Module(), batches)
 
 
-def keras(done, *, backend, seed, epochs, batch_size, learning_rate, cycle=True):
+def keras(
+    done, *, backend, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False,
+    cycle=True,
+):  # fmt: skip
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
     done("import")
     images, labels = training_arrays()
+    labels = keras.utils.to_categorical(labels)
     done("load")
     keras.utils.set_random_seed(seed)
+    keras.mixed_precision.set_global_policy("mixed_bfloat16" if bfloat16 else "float32")
     hidden = [keras.layers.Dense(size, activation="relu") for size in SIZES[1:-1]]
     model = keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
     steps = epochs * -(-len(labels) // batch_size)
@@ -218,7 +230,7 @@ def keras(done, *, backend, seed, epochs, batch_size, learning_rate, cycle=True)
     )  # fmt: skip
     model.compile(
         keras.optimizers.AdamW(schedule if cycle else learning_rate, weight_decay=0.01),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing),
     )
 
     def predict(images):
@@ -231,7 +243,10 @@ def keras(done, *, backend, seed, epochs, batch_size, learning_rate, cycle=True)
     model.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[Epochs()])
 
 
-def jax(done, *, seed, epochs, batch_size, learning_rate, scan=False, bfloat16=False, cycle=True):
+def jax(
+    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, scan=False, bfloat16=False,
+    cycle=True,
+):  # fmt: skip
     import jax
     import jax.numpy as jnp
     import optax
@@ -257,7 +272,8 @@ def jax(done, *, seed, epochs, batch_size, learning_rate, scan=False, bfloat16=F
         return x
 
     def loss(params, x, y):
-        return optax.softmax_cross_entropy_with_integer_labels(network(params, x), y).mean()
+        targets = optax.smooth_labels(jax.nn.one_hot(y, SIZES[-1]), smoothing)
+        return optax.softmax_cross_entropy(network(params, x), targets).mean()
 
     def step(state, batch):
         params, moments = state
@@ -301,7 +317,91 @@ def scikit_learn(done, *, seed, epochs, batch_size, learning_rate):
         done("epoch", lambda images: model.predict(inputs(images)))
 
 
-def tinygrad(done, *, seed, epochs, batch_size, learning_rate, cycle=True):
+def mlx(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
+    from functools import partial
+
+    import mlx.core as mx
+    from mlx import nn, optimizers
+
+    done("import")
+    images, labels = training_arrays()
+    done("load")
+    mx.random.seed(seed)
+    random = np.random.default_rng(seed)
+    layers = []
+    for n_in, n_out in pairwise(SIZES):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    model = nn.Sequential(*layers[:-1])
+    steps = len(labels) // batch_size
+    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
+    optimizer = optimizers.AdamW(learning_rate, weight_decay=0.01, bias_correction=True)
+    state = [model.state, optimizer.state]
+
+    def loss(model, x, y):
+        return nn.losses.cross_entropy(model(x), y, label_smoothing=smoothing, reduction="mean")
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def one_step(x, y):
+        value, gradients = nn.value_and_grad(model, loss)(model, x, y)
+        optimizer.update(model, gradients)
+        return value
+
+    for epoch in range(epochs):
+        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
+        for step, batch in enumerate(order, epoch * steps):
+            optimizer.learning_rate = rate(step)
+            one_step(mx.array(images[batch]), mx.array(labels[batch]))
+            mx.eval(state)
+        done("epoch", lambda x: np.array(model(mx.array(inputs(x))).argmax(1)))
+
+
+def plain_numpy(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
+    done("import")
+    images, labels = training_arrays()
+    done("load")
+    random = np.random.default_rng(seed)
+    sizes = [shape for pair in pairwise(SIZES) for shape in (pair, pair[1:])]
+    bounds = [n_in**-0.5 for n_in in SIZES[:-1] for _ in range(2)]
+    params = [
+        random.uniform(-bound, bound, shape).astype(np.float32)
+        for bound, shape in zip(bounds, sizes, strict=True)
+    ]
+    firsts, seconds = ([np.zeros_like(p) for p in params] for _ in range(2))
+    steps = len(labels) // batch_size
+    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
+
+    def forward(x):
+        activations = [x]
+        for i in range(0, len(params), 2):
+            x = x @ params[i] + params[i + 1]
+            x = np.maximum(x, 0) if i < len(params) - 2 else x
+            activations.append(x)
+        return activations
+
+    for epoch in range(epochs):
+        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
+        for step, batch in enumerate(order, epoch * steps):
+            *activations, logits = forward(images[batch])
+            gradient = np.exp(logits - logits.max(1, keepdims=True))
+            gradient /= gradient.sum(1, keepdims=True)
+            gradient -= smoothing / SIZES[-1]
+            gradient[np.arange(batch_size), labels[batch]] -= 1 - smoothing
+            gradient /= batch_size
+            gradients = []
+            for x, weights in zip(activations[::-1], params[-2::-2], strict=True):
+                gradients[:0] = [x.T @ gradient, gradient.sum(0)]
+                gradient = gradient @ weights.T * (x > 0) if weights is not params[0] else None
+            lr = rate(step)
+            scale = np.float32((1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1)))
+            for p, g, m, v in zip(params, gradients, firsts, seconds, strict=True):
+                m += np.float32(0.1) * (g - m)
+                v += np.float32(0.001) * (g * g - v)
+                p *= np.float32(1 - lr * 0.01)
+                p -= np.float32(lr) * scale * m / (np.sqrt(v) + np.float32(1e-8))
+        done("epoch", lambda x: forward(inputs(x))[-1].argmax(1))
+
+
+def tinygrad(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
     from tinygrad import Context, Tensor, TinyJit, nn
 
     done("import")
@@ -326,7 +426,8 @@ def tinygrad(done, *, seed, epochs, batch_size, learning_rate, cycle=True):
     def one_step(images, labels, rate):
         optimizer.lr.assign(rate)
         optimizer.zero_grad()
-        loss = network(images).sparse_categorical_crossentropy(labels).backward()
+        logits = network(images)
+        loss = logits.sparse_categorical_crossentropy(labels, label_smoothing=smoothing).backward()
         return loss.realize(*optimizer.schedule_step())
 
     for epoch in range(epochs):
@@ -346,6 +447,8 @@ PEERS = {
     "torch.compile": torch_compile,
     "scikit-learn": scikit_learn,
     "tinygrad": tinygrad,
+    "mlx": mlx,
+    "numpy": plain_numpy,
 }
 
 

@@ -1,8 +1,9 @@
 """Profile of an epoch of the default recipe, plain and augmented, compared with its floor.
 
-`make profile`, a minute; writes `benchmarks/speed/epoch_profile.json`. The floor is the time of an
-epoch's matrix products at the rate of one large product, measured in the same process: nothing that
-computes the same in float32 can be faster.
+`make profile`, a minute; writes `benchmarks/speed/epoch_profile.json`. Measured in float32, and in
+bfloat16 where the processor has units for it. The floor is the time of an epoch's matrix products
+at the rate of one large product of the same precision, measured in the same process: nothing that
+computes the same can be faster.
 """
 
 import subprocess
@@ -17,6 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit, load
 from mnist_mlp import recipe as recipes
+from mnist_mlp.optim import AdamW
+from mnist_mlp.optim.hardware import bfloat16_units
 from mnist_mlp.recipe import History
 from mnist_mlp.storage.files import write_json
 
@@ -28,7 +31,7 @@ PARTS = {
     "warp": (recipes, "random_warp"),
     "forward": (EnhancedNet, "forward"),
     "backward": (torch.Tensor, "backward"),
-    "optimizer": (torch.optim.AdamW, "step"),
+    "optimizer": (AdamW, "step"),
     "ema": (AveragedModel, "update_parameters"),
 }
 
@@ -43,16 +46,19 @@ def product_seconds(a: torch.Tensor, b: torch.Tensor, repeats: int = 30) -> floa
     return median(seconds)
 
 
-def product_rate(size: int = 2048) -> float:
-    """Return the floating-point operations per second of a square float32 product."""
-    return 2 * size**3 / product_seconds(torch.randn(size, size), torch.randn(size, size))
+def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Return the floating-point operations per second of a square product."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    return 2 * size**3 / product_seconds(a, b)
 
 
-def products_of_an_epoch(model: EnhancedNet, train: int, batch_size: int = 512) -> float:
+def products_of_an_epoch(
+    model: EnhancedNet, train: int, dtype: torch.dtype, batch_size: int = 512
+) -> float:
     """Return the seconds of an epoch's matrix products alone, each of the size that it has."""
     total = 0.0
-    for i, weight in enumerate(p.detach() for p in model.parameters() if p.ndim == 2):
-        x, gradient = torch.randn(batch_size, weight.shape[1]), torch.randn(batch_size, len(weight))
+    for i, weight in enumerate(p.detach().to(dtype) for p in model.parameters() if p.ndim == 2):
+        x, gradient = (torch.randn(batch_size, n).to(dtype) for n in weight.shape[::-1])
         total += product_seconds(x, weight.T) + product_seconds(gradient.T, x)
         total += product_seconds(gradient, weight) if i else 0.0
     return total * train / batch_size
@@ -107,44 +113,38 @@ def measure() -> dict:
     splits = load("mnist")
     model = EnhancedNet()
     operations = epoch_operations(model, len(splits.train), len(splits.validation))
+    used = Recipe().asdict()["precision"]
     run(splits, 1.0)  # warm up
-    seconds = {"plain": [], "augmented": []}
-    rates = []
-    for _ in range(3):
-        rates.append(product_rate())
-        for kind, augment in ("plain", 0.0), ("augmented", 1.0):
-            seconds[kind] += [epoch["seconds"] for epoch in run(splits, augment).epochs]
-    floor = operations / median(rates)
     start = time.perf_counter()
     for _ in range(20):
         evaluate(model, splits.test)
-    evaluation = (time.perf_counter() - start) / 20
-    result = {
-        "product_rate_gflops": median(rates) / 1e9,
-        "floor_seconds": floor,
-        "products_of_an_epoch_seconds": products_of_an_epoch(model, len(splits.train)),
-        "import_and_load_seconds": median(start_up() for _ in range(5)),
-        "plain_seconds": median(seconds["plain"]),
-        "augmented_seconds": median(seconds["augmented"]),
-        "plain_over_floor": median(seconds["plain"]) / floor,
-        "augmented_over_floor": median(seconds["augmented"]) / floor,
-        "augmented_over_plain": median(seconds["augmented"]) / median(seconds["plain"]),
-        "evaluation_of_10000_seconds": evaluation,
+    result: dict = {
+        "precision": used,
+        "bfloat16_units": bfloat16_units(),
         "threads": torch.get_num_threads(),
+        "evaluation_of_10000_seconds": (time.perf_counter() - start) / 20,
+        "import_and_load_seconds": median(start_up() for _ in range(5)),
     }
-
-    other_ways = {}
-    for precision, name in ("highest", "float32"), ("medium", "bfloat16 products where there are"):
-        torch.set_float32_matmul_precision(precision)
-        for batch_size in 256, 512, 1024, 2048:
-            epochs = run(splits, 0.0, batch_size=batch_size).epochs
-            seconds = median(epoch["seconds"] for epoch in epochs)
-            other_ways[f"batch {batch_size}, {name}"] = {
-                "seconds": seconds,
-                "over": seconds / floor,
-            }
-    torch.set_float32_matmul_precision("highest")
-    result["plain_other_ways"] = other_ways
+    for precision in sorted({"float32", used}):
+        dtype, rates, seconds = getattr(torch, precision), [], {"plain": [], "augmented": []}
+        for _ in range(3):
+            rates.append(product_rate(dtype))
+            for kind, augment in ("plain", 0.0), ("augmented", 1.0):
+                history = run(splits, augment, precision=precision)
+                seconds[kind] += [epoch["seconds"] for epoch in history.epochs]
+        floor = operations / median(rates)
+        found: dict = {
+            "product_rate_gflops": median(rates) / 1e9,
+            "floor_seconds": floor,
+            "products_of_an_epoch_seconds": products_of_an_epoch(model, len(splits.train), dtype),
+        }
+        for kind, of_kind in seconds.items():
+            found[f"{kind}_seconds"] = median(of_kind)
+            found[f"{kind}_over_floor"] = median(of_kind) / floor
+        for batch_size in 256, 1024, 2048:
+            epochs = run(splits, 0.0, batch_size=batch_size, precision=precision).epochs
+            found[f"plain_seconds_batch_{batch_size}"] = median(e["seconds"] for e in epochs)
+        result[precision] = found
 
     parts = dict.fromkeys(PARTS, 0.0)
     for part, (owner, attribute) in PARTS.items():
@@ -161,15 +161,12 @@ if __name__ == "__main__":
     record = {"command": "make profile"} | measure()
     write_json(RECORD, record, indent=2)
     for kind in "plain", "augmented":
-        print(f"\n{kind} epoch, seconds")
+        print(f"\n{kind} epoch in {record['precision']}, seconds")
         for name, seconds in record[f"{kind}_parts"].items():
             print(f"{name:>22}{seconds:10.3f}")
-        for name in "seconds", "over_floor":
-            print(f"{name:>22}{record[f'{kind}_{name}']:10.3f}")
-    for name in (
-        "product_rate_gflops", "floor_seconds", "products_of_an_epoch_seconds",
-        "augmented_over_plain", "evaluation_of_10000_seconds", "import_and_load_seconds",
-    ):  # fmt: skip
+    for precision in sorted({"float32", record["precision"]}):
+        print(f"\nin {precision}")
+        for name, value in record[precision].items():
+            print(f"{name:>30}{value:10.3f}")
+    for name in "evaluation_of_10000_seconds", "import_and_load_seconds":
         print(f"{name}: {record[name]:.3f}")
-    for name, way in record["plain_other_ways"].items():
-        print(f"plain, {name}: {way['seconds']:.3f} s, {way['over']:.2f} times the floor")

@@ -35,9 +35,10 @@ def bars(ax: Axes, values: dict[str, float], notes: dict[str, str], unit: str) -
         )
 
 
-def time_to_accuracy(record: dict) -> None:
-    """Draw seconds to the goal, and images a second at equal settings."""
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained")
+def time_to_accuracy(records: dict) -> None:
+    """Draw seconds to the goal, and images a second at equal settings, of the newest record."""
+    units, record = next(iter(records.items()))
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.4), layout="constrained")
     goal = {k: v for k, v in record["time_to_goal"].items() if "error" not in v}
     goal = dict(sorted(goal.items(), key=lambda item: item[1]["seconds"]))
     ours = goal["mnist_mlp, fast"]["seconds"]
@@ -57,7 +58,9 @@ def time_to_accuracy(record: dict) -> None:
     rates = {k: v["images_per_second"] for k, v in same.items()}
     bars(axes[1], rates, notes, "images a second")
     axes[1].margins(x=0.12)
-    axes[1].set_title("Steady state: batch 512, AdamW or Adam, float32")
+    axes[1].set_title("Steady state: batch 512, AdamW or Adam")
+    cores = record["machine"]["cores"]
+    figure.suptitle(f"{cores} cores with {units}", x=0.99, ha="right", fontsize=10)
     figure.savefig(FIGURES / "time_to_accuracy.png")
     plt.close(figure)
 

@@ -68,7 +68,7 @@ batches = torch.utils.data.DataLoader(data, 512, shuffle=True, num_workers=2){LO
 def epoch_seconds(model: nn.Module, train: ImageDataset, batch_size: int = 512) -> float:
     """Return the median seconds of a plain epoch."""
     validation = train.subset(torch.arange(100))
-    recipe = Recipe(epochs=4, batch_size=batch_size, augment_strength=0.0)
+    recipe = Recipe(epochs=4, batch_size=batch_size, augment_strength=0.0, precision="float32")
     history = fit(model, train, validation, recipe, progress=False)
     return median(epoch["seconds"] for epoch in history.epochs[1:])
 

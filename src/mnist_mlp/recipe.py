@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mnist_mlp.augment import random_contrast_noise, random_warp
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.optim import OPTIMIZERS, SCHEDULES
+from mnist_mlp.optim.hardware import multiplies_bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,10 @@ class Recipe:
     `learning_rate` is the peak of the schedule. `ema_decay`: decay of the exponential moving
     average of the weights, 0 for none. `augment_strength`, `elastic_strength`: of the random warps
     of the training images and of their elastic part. `photometric_noise`: strength of
-    `random_contrast_noise`. `precision`: "float32", or "bfloat16" for the training's matrix
-    products. `device`: where to train; None leaves model and data where they are. `seed` sets the
-    order and augmentation of the images, not the initial weights.
+    `random_contrast_noise`. `precision`: of the training's matrix products, "float32", "bfloat16",
+    or "auto" for bfloat16 on processors that have units for it. `device`: where to train; None
+    leaves model and data where they are. `seed` sets the order and augmentation of the images, not
+    the initial weights.
 
     Where a field takes a name it also takes your own function, recorded by its qualified name:
     `optimizer=partial(torch.optim.SGD, momentum=0.9)`, called with parameters, lr, weight_decay;
@@ -54,7 +56,7 @@ class Recipe:
     elastic_strength: float = 1.0
     photometric_noise: float = 0.0
     distillation_temperature: float = 4.0
-    precision: str = "float32"
+    precision: str = "auto"
     device: str | None = None
 
     def __new__(cls, **values):
@@ -75,18 +77,31 @@ class Recipe:
                 raise ValueError(f"{name} must be {words}, found {value!r}.")
 
     def asdict(self) -> dict[str, Any]:
-        """Return the recipe in plain values for records, a function by its qualified name."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        """Return the recipe in plain values for records.
+
+        A function is in it by its qualified name, an automatic precision as the one that is used.
+        """
+        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return values | {"precision": "bfloat16" if self.uses_bfloat16() else "float32"}
 
     def changes(self) -> dict[str, Any]:
         """Return the fields that differ from the published recipe, in plain values."""
         published = Recipe().asdict()
         return {name: value for name, value in self.asdict().items() if value != published[name]}
 
+    def uses_bfloat16(self, device: torch.device | None = None) -> bool:
+        """Return whether the training's matrix products are in bfloat16, on a device if given."""
+        if self.precision == "auto":
+            return multiplies_bfloat16(device or self.device or "cpu")
+        return self.precision == "bfloat16"
+
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""
         factory = self.optimizer if callable(self.optimizer) else OPTIMIZERS[self.optimizer]
-        return factory(model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        settings: dict = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer == "muon":
+            settings["bfloat16"] = self.uses_bfloat16(next(model.parameters()).device)
+        return factory(model.parameters(), **settings)
 
     def make_schedule(self, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
         """Return the learning-rate schedule of the whole training."""
@@ -191,6 +206,6 @@ RULES: dict[str, tuple] = {
     "schedule": _choice(SCHEDULES, ", or a scheduler class"),
     "loss_fn": _choice(["cross-entropy"], ", or a function"),
     "augment": _choice(["warp"], ", or a function"),
-    "precision": _choice(["float32", "bfloat16"]),
+    "precision": _choice(["auto", "float32", "bfloat16"]),
     "device": ((str, type(None)), lambda v: _DEVICE.fullmatch(v or "cpu"), "None, 'cpu' or 'cuda'"),
 }

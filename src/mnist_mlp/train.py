@@ -119,8 +119,8 @@ def train_steps(state: TrainState, train_set: ImageDataset, epoch: int) -> Itera
     if totals.steps:
         generator.set_state(resumed.get_state())
     state.generator = generator
-    bfloat16 = recipe.precision == "bfloat16"
-    autocast = torch.autocast(train_set.images.device.type, torch.bfloat16, enabled=bfloat16)
+    device = train_set.images.device
+    autocast = torch.autocast(device.type, torch.bfloat16, recipe.uses_bfloat16(device))
     model.train()
     for images, labels, *teacher_logits in batches:
         with autocast:

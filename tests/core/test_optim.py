@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,7 +9,9 @@ from torch.nn import functional as F
 
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.model import EnhancedNet
-from mnist_mlp.optim import Muon, newton_schulz
+from mnist_mlp.optim import AdamW, Muon
+from mnist_mlp.optim.muon import newton_schulz
+from mnist_mlp.recipe import Recipe
 from mnist_mlp.research.convnet import ConvNet
 
 
@@ -34,6 +38,65 @@ def test_hidden_matrices_move_by_torchs_muon_and_the_rest_by_adamw():
         moved, expected = model.state_dict()[name] - start[name], wanted.detach() - start[name]
         assert (moved - expected).norm() <= (0.05 if name in names else 0) * expected.norm()
         assert expected.norm() > 0
+
+
+def test_adamw_is_torchs_to_the_bit_also_after_a_checkpoint():
+    torch.manual_seed(0)
+    model = EnhancedNet()
+    other = copy.deepcopy(model)
+    settings = {"lr": 0.005, "weight_decay": 0.1}
+    expected = torch.optim.AdamW(other.parameters(), **settings, fused=True)
+    found = AdamW(model.parameters(), **settings)
+    for step in range(20):
+        for one, two in zip(model.parameters(), other.parameters(), strict=True):
+            one.grad = two.grad = torch.randn_like(one)
+        for optimizer in (found, expected):
+            optimizer.param_groups[0]["lr"] = 0.005 + step / 1000
+            optimizer.step()
+        if step == 10:
+            state = copy.deepcopy(found.state_dict())
+            found = AdamW(model.parameters(), **settings)
+            found.load_state_dict(state)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert found.state_dict()["param_groups"] == expected.state_dict()["param_groups"]
+    found.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_training_does_not_wait_for_the_import_of_torchs_compiler(tmp_path, optimizer):
+    code = f"""
+import sys, torch
+from mnist_mlp import EnhancedNet, ImageDataset, Recipe, fit
+images, labels = torch.randint(256, (60, 28, 28), dtype=torch.uint8), torch.arange(60) % 10
+part = ImageDataset(images, labels)
+recipe = Recipe(epochs=1, batch_size=30, optimizer={optimizer!r})
+fit(EnhancedNet(), part, part, recipe, checkpoint={str(tmp_path / "run.pt")!r}, progress=False)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_computes_in_the_recipes_precision(precision):
+    optimizer = Recipe(optimizer="muon", precision=precision).make_optimizer(EnhancedNet())
+    assert optimizer.bfloat16 == (precision == "bfloat16")
+
+
+def test_muon_in_bfloat16_moves_as_in_float32_to_its_rounding():
+    torch.manual_seed(0)
+    start = EnhancedNet()
+    moved = []
+    for bfloat16 in (False, True):
+        torch.manual_seed(1)
+        model = copy.deepcopy(start)
+        optimizer = Muon(model.parameters(), lr=0.05, weight_decay=0.0, bfloat16=bfloat16)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        moved.append((model.layer1.weight - start.layer1.weight).detach())
+    assert 0 < (moved[0] - moved[1]).norm() < 0.02 * moved[0].norm()
 
 
 def test_a_tall_matrix_moves_further_by_the_root_of_its_sides_ratio_as_torchs_does():

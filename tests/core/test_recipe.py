@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_mlp import EnhancedNet, fit
 from mnist_mlp import recipe as recipe_module
 from mnist_mlp.recipe import RULES, Recipe
 
@@ -52,7 +53,9 @@ ALLOWED = {
     "elastic_strength": ("a number of at least 0", [0, 1.5], [-1e-9, math.inf], [None]),
     "photometric_noise": ("a number from 0 to 1", [0, 1], [-1e-9, 1.001], [None]),
     "distillation_temperature": ("a number above 0", [1e-9, 20], [0, -1, math.inf], ["warm"]),
-    "precision": ("'float32' or 'bfloat16'", ["float32", "bfloat16"], ["float16"], [16]),
+    "precision": (
+        "'auto' or 'float32' or 'bfloat16'", ["auto", "float32", "bfloat16"], ["float16"], [16],
+    ),
     "device": (
         "None, 'cpu' or 'cuda'", [None, "cpu", "cuda:0"], ["gpu", "cpux"],
         [0, torch.device("cpu")],
@@ -77,8 +80,57 @@ def test_every_field_has_a_rule_and_the_published_recipe_is_valid():
     published = Recipe().asdict()
     assert list(published) == FIELDS
     assert set(published) == set(RULES) == set(ALLOWED)
-    assert Recipe(**published) == Recipe()
+    assert Recipe(**published | {"precision": "auto"}) == Recipe()
     assert Recipe().changes() == {}
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_an_automatic_precision_is_recorded_as_the_one_that_is_used(toy, monkeypatch, units):
+    """In bfloat16 where the processor has units for it, in float32 elsewhere."""
+    monkeypatch.setattr(recipe_module, "multiplies_bfloat16", lambda device: units)
+    dtypes = set()
+
+    class Watched(EnhancedNet):
+        def forward(self, images):
+            logits = super().forward(images)
+            dtypes.add(logits.dtype)
+            return logits
+
+    recipe = Recipe(epochs=1, batch_size=64)
+    used = fit(Watched(), *toy, recipe, progress=False).recipe
+    assert used == recipe
+    assert used.asdict()["precision"] == ("bfloat16" if units else "float32")
+    assert (torch.bfloat16 in dtypes) == units
+    assert Recipe(precision="float32").asdict()["precision"] == "float32"
+    assert Recipe(precision="bfloat16").asdict()["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("new", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_too_old_for_bfloat16_trains_in_float32(monkeypatch, new, precision):
+    """torch emulates bfloat16 there, which is slow and does not count."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: new or including_emulation
+    )
+    assert Recipe(device="cuda:0").asdict()["precision"] == precision
+    assert Recipe().uses_bfloat16(torch.device("cuda")) == new
+    assert not Recipe().uses_bfloat16(torch.device("mps"))
+
+
+def test_a_processor_without_units_for_bfloat16_trains_in_float32():
+    code = """
+import torch
+from mnist_mlp import EnhancedNet, Recipe, fit, load
+digits, recipe, losses = load("digits"), Recipe(epochs=1), []
+for each in recipe, Recipe(epochs=1, precision="float32"):
+    torch.manual_seed(0)
+    history = fit(EnhancedNet(), digits.train, digits.validation, each, progress=False)
+    losses.append(history.epochs[0]["loss"])
+print(recipe.asdict()["precision"], losses[0] == losses[1])
+"""
+    without = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command, environment = [sys.executable, "-c", code], os.environ | without
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["float32", "True"]
 
 
 @pytest.mark.parametrize(
@@ -146,9 +198,17 @@ class Inverted:
 class Shifted:
     def __init__(self, by):
         self.by = by
+        self._cache = object()
 
     def __call__(self, images, generator):
         return images.roll(self.by, 2)
+
+
+class Slotted:
+    __slots__ = ()
+
+    def __call__(self, images, generator):
+        return images
 
 
 def halved(step):
@@ -185,6 +245,11 @@ RECORDS = {
         "loss_fn": "torch.nn.functional.multi_margin_loss",
     },
     "augment=partial(mine.Images.roll, by=2)": {"augment": "mine.Images.roll(by=2)"},
+    "augment=partial(mine.Images.roll, mine.halved, 2)": {
+        "augment": "mine.Images.roll(mine.halved, 2)",
+    },
+    "augment=mine.Shifted(3)": {"augment": "mine.Shifted(by=3)"},
+    "augment=mine.Slotted()": {"augment": "mine.Slotted()"},
     "augment=mine.Images().flip": {"augment": "mine.Images.flip"},
     "augment=mine.Inverted()": {"augment": re.compile(r"mine\.Inverted.*")},
     "augment=lambda images, generator: images": {"augment": re.compile(r".*<lambda>.*")},

@@ -26,15 +26,16 @@ def invert(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def test_any_field_of_the_recipe_may_be_changed_and_names_the_run():
     others = {
         "epochs": 2, "batch_size": 64, "seed": 1, "optimizer": "muon", "schedule": "constant",
-        "precision": "bfloat16", "device": "cpu", "loss_fn": nn.MultiMarginLoss(),
+        "precision": "float32", "device": "cpu", "loss_fn": nn.MultiMarginLoss(),
         "augment": invert,
     }  # fmt: skip
-    log, published = RunLog(), Recipe().asdict()
-    log.add("mnist", History(Recipe(), ONE_EPOCH), evaluation(950))
+    first = Recipe(precision="bfloat16")
+    log, published = RunLog(), first.asdict()
+    log.add("mnist", History(first, ONE_EPOCH), evaluation(950))
     for name, value in published.items():
         other = others.get(name, 0.5)
         assert other != value
-        log.add("mnist", History(Recipe(**{name: other}), ONE_EPOCH), evaluation(950))
+        log.add("mnist", History(replace(first, **{name: other}), ONE_EPOCH), evaluation(950))
     names = list(log.histories())
     assert [name.partition("=")[0] for name in names] == [
         "run 1", *(f"run {i} ({field}" for i, field in enumerate(published, 2))

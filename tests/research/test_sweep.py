@@ -38,7 +38,8 @@ def test_a_run_is_what_fit_gives_and_its_record_and_weights_say_so(tmp_path):
     torch.manual_seed(3)
     model = EnhancedNet()
     recipe = {name: value for name, value in run.items() if name != "dataset"}
-    history = fit_with(model, digits.train, digits.validation, **recipe)
+    parts = digits.train, digits.validation
+    history = fit_with(model, *parts, precision="auto", **recipe)
     torch.set_num_threads(threads)
     assert record["validation_accuracy"] == history.validation_accuracy
     assert [e["loss"] for e in record["epochs"]] == [e["loss"] for e in history.epochs]
@@ -146,7 +147,7 @@ def test_a_student_is_swept_with_its_teachers_logits(tmp_path):
     student = EnhancedNet()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    recipe = {"epochs": 2, "batch_size": 64, "augment_strength": 0.0}
+    recipe = {"epochs": 2, "batch_size": 64, "augment_strength": 0.0, "precision": "auto"}
     history = fit_with(student, sets, digits.validation, **recipe)
     torch.set_num_threads(threads)
     assert record["epochs"][1]["loss"] == history.epochs[1]["loss"]

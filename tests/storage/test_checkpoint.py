@@ -51,3 +51,62 @@ def test_a_file_that_is_no_checkpoint_is_named_with_what_to_do(tmp_path):
         f"{tmp_path / 'notes.txt'} exists and is not a training checkpoint: it is left as it is. "
         "Give checkpoint= a file of its own, for example run.pt."
     )
+
+
+@pytest.fixture
+def saved_twice(tmp_path):
+    """A checkpoint that was saved with the weights at 1, and then at 2."""
+    layer = nn.Linear(3, 2)
+    checkpoint = TrainingCheckpoint(tmp_path / "run.pt", layer, lambda: {"seed": 0, "epochs": 3})
+    for value in (1.0, 2.0):
+        nn.init.constant_(layer.weight, value)
+        checkpoint.save()
+    nn.init.zeros_(layer.weight)
+    return checkpoint
+
+
+def value(checkpoint) -> float:
+    (found,) = set(checkpoint.state.weight.flatten().tolist())
+    return found
+
+
+def test_the_last_state_is_restored_else_the_one_before_it(saved_twice, tmp_path):
+    saved_twice.restore()
+    assert value(saved_twice) == 2
+    content = (tmp_path / "run.pt").read_bytes()
+    (tmp_path / "run.pt").write_bytes(content[:-100])
+    with pytest.warns(UserWarning, match="damaged"):
+        saved_twice.restore()
+    assert value(saved_twice) == 1
+    nn.init.zeros_(saved_twice.state.weight)
+    assert not (tmp_path / "run.pt").exists()  # it is run.pt.damaged now
+    saved_twice.restore()
+    assert value(saved_twice) == 1
+
+
+def test_a_file_that_cannot_be_restored_in_full_changes_nothing(saved_twice, tmp_path):
+    layer = saved_twice.state
+    (tmp_path / "run.pt.previous").unlink()
+    nn.init.constant_(layer.weight, 5.0)
+    load = layer.load_state_dict
+
+    def fail_half_way(state):
+        load(state)
+        if layer.weight[0, 0] == 2:
+            raise RuntimeError("the rest is missing")
+
+    layer.load_state_dict = fail_half_way
+    with pytest.warns(UserWarning, match="the rest is missing"):
+        saved_twice.restore()
+    assert value(saved_twice) == 5
+
+
+def test_another_training_is_refused_with_every_difference_and_what_to_do(saved_twice, tmp_path):
+    other = TrainingCheckpoint(tmp_path / "run.pt", nn.Linear(3, 2), lambda: {"seed": 1, "k": 2})
+    with pytest.raises(ValueError, match="another training") as found:
+        other.restore()
+    assert str(found.value) == (
+        f"{tmp_path / 'run.pt'} is the checkpoint of another training: seed was 0, is 1; "
+        "k was None, is 2; epochs was 3, is None. "
+        "Restore these settings, or delete the file and its .previous to start anew."
+    )

@@ -1,27 +1,30 @@
-"""Optimisers and learning-rate schedules by name."""
+"""Muon: an optimiser that orthogonalises the updates of the hidden layers."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from mnist_mlp.optim.adamw import AdamW, WithoutCompiler
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(WithoutCompiler, torch.optim.Optimizer):
     """Muon for all weight matrices but the last one; fused AdamW for the last and the biases.
 
     Muon orthogonalises the momentum of a matrix, so that all directions of its gradient count
     alike. A convolution counts as the matrix of its filters. AdamW's learning rate is a sixteenth
-    of `lr`. `params`: in the order of the layers.
+    of `lr`. `params`: in the order of the layers. `bfloat16`: orthogonalise in bfloat16.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float):
-        params = list(params)
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, bfloat16: bool = False
+    ):
+        params, self.bfloat16 = list(params), bfloat16
         *matrices, last = [p for p in params if p.ndim >= 2]
         others = [last, *(p for p in params if p.ndim < 2)]
-        self.adamw = torch.optim.AdamW(others, lr=lr / 16, weight_decay=weight_decay, fused=True)
+        self.adamw = AdamW(others, lr=lr / 16, weight_decay=weight_decay)
         muon = {"params": matrices, "lr": lr, "weight_decay": weight_decay}
         # The group is shared with AdamW: a schedule that changes ours changes AdamW's.
         super().__init__([muon, *self.adamw.param_groups], {"momentum": 0.95})
@@ -35,6 +38,7 @@ class Muon(torch.optim.Optimizer):
             buffer = self.state[weights].setdefault("momentum", torch.zeros_like(weights))
             buffer.lerp_(weights.grad, 1 - momentum)
             update = weights.grad.lerp(buffer, momentum).flatten(1)  # Nesterov momentum
+            update = update.bfloat16() if self.bfloat16 else update
             aspect = math.sqrt(max(1, update.shape[0] / update.shape[1]))
             weights.mul_(1 - lr * group["weight_decay"])
             weights.add_(newton_schulz(update).view_as(weights), alpha=-lr * aspect)
@@ -65,20 +69,3 @@ def newton_schulz(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
         polynomial = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
         x = torch.addmm(x, polynomial, x, beta=3.4445)
     return x if wide else x.T
-
-
-def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Return a learning rate that rises to the optimizer's own and falls to almost 0."""
-    max_lrs = [group["lr"] for group in optimizer.param_groups]
-    momentum = bool(optimizer.defaults.get("momentum") or "betas" in optimizer.defaults)
-    return OneCycleLR(optimizer, max_lrs, total_steps=total_steps, cycle_momentum=momentum)
-
-
-OPTIMIZERS: dict[str, Callable] = {
-    "adamw": lambda params, **settings: torch.optim.AdamW(params, **settings, fused=True),
-    "muon": Muon,
-}
-SCHEDULES: dict[str, Callable] = {
-    "one-cycle": one_cycle,
-    "constant": lambda optimizer, total_steps: LambdaLR(optimizer, lambda step: 1.0),
-}
