@@ -1,6 +1,6 @@
 """Time how long each library takes to reach 98.21% on MNIST, side by side.
 
-`make bench`, about half an hour on two cores: five rounds, in each of which every baseline runs
+`make bench`, 75 minutes on two cores: five rounds, in each of which every baseline runs
 once in its own process, so that a change of the machine's speed affects all; writes
 `benchmarks/speed/bench.json`, draws `figures/time_to_accuracy.png` and prints the table.
 `make tune-baselines` decides beforehand, on validation images alone and with other seeds, how many
@@ -320,7 +320,7 @@ def table(record: dict) -> str:
             lines.append(f"| {label} | {entry['images_per_second']:,.0f} |")
     if record["on_a_machine_under_load"]:
         load = record["load_average_before"]
-        lines += ["", f"The machine was under load ({load}) before it began: do not trust this."]
+        lines += ["", f"The machine was under load (load average {load}) before it began."]
     return "\n".join(lines)
 
 
