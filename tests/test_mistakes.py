@@ -22,8 +22,8 @@ NOTEBOOK = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
 IN_THE_PACKAGE = {
     "the optimiser holds another model's parameters": (
         "recipe.py",
-        "return factory(model.parameters(), lr=",
-        "return factory(__import__('copy').deepcopy(model).parameters(), lr=",
+        "return factory(model.parameters(), **settings)",
+        "return factory(__import__('copy').deepcopy(model).parameters(), **settings)",
         "core/test_train.py::test_fit_is_the_textbooks_loop",
     ),
     "the test set used as the validation set": (
