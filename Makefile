@@ -69,13 +69,13 @@ setup: .venv/test.installed  ## install everything that these commands need, exc
 page: .venv/notebook.installed  ## build web/index.html from the best weights
 	$(BIN)/python web/build.py
 
-seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 6 minutes
+seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py
 
 ablation: .venv/notebook.installed  ## from the course project's recipe to the best: 2 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
 
-profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 1 minute
+profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 3 minutes
 	$(BIN)/python benchmarks/speed/epoch_profile.py
 
 scaling: .venv/notebook.installed  ## time and memory against data, width, batch size, threads: 2 minutes

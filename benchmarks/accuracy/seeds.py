@@ -1,6 +1,6 @@
 """Train the default recipe with five seeds, read the test set once for each, record the result.
 
-`make seeds`, about six minutes on two cores; writes `benchmarks/accuracy/seeds.json`.
+`make seeds`, about five minutes on two cores; writes `benchmarks/accuracy/seeds.json`.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a processor is good at."""
+"""Which devices have units for matrix products in bfloat16."""
 
 import torch
 
@@ -17,7 +17,7 @@ def bfloat16_units() -> str:
 
 
 def multiplies_bfloat16(device: torch.device | str = "cpu") -> bool:
-    """Return whether the device multiplies in bfloat16 itself: emulated it is slow."""
+    """Return whether the device has units for products in bfloat16; emulation is slow."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
