@@ -11,8 +11,8 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page seeds ablation profile mutants scaling \
-	figures bench search tune-baselines
+.PHONY: help setup notebook lab test test-all lint page seeds ideas ablation profile mutants \
+	scaling figures bench search tune-baselines
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -72,7 +72,10 @@ page: .venv/notebook.installed  ## build web/index.html from the best weights
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py
 
-ablation: .venv/notebook.installed  ## from the course project's recipe to the best: 2 hours
+ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
+
+ablation: ideas  ## from the course project's recipe to the best and the most robust: 2 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
 
 profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 3 minutes

@@ -1,4 +1,4 @@
-"""Random warps, contrast and noise for a whole batch of images at once."""
+"""Random warps of a whole batch of images at once."""
 
 import math
 from functools import cache
@@ -68,25 +68,3 @@ def random_warp(
     field = coefficients @ _basis(height, width, knots, images.device)
     grid = field.view(n, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
-
-
-def random_contrast_noise(
-    images: torch.Tensor, generator: torch.Generator, strength: float = 1.0
-) -> torch.Tensor:
-    """Return a copy of the batch with changed contrast and added noise in every second image.
-
-    `images`: float32 of shape (N, H, W), 0 to 1. Black becomes a random grey, the contrast falls to
-    no less than a fifth, and noise with a standard deviation of up to 0.3 is added. `strength`, 0
-    to 1, multiplies both.
-    Source: Xie et al., "Self-training with noisy student improves ImageNet classification", 2020.
-    """
-    source: Any = {"generator": generator, "device": generator.device}
-    size = len(images[::2])
-    contrast = 1 - 0.8 * strength * torch.rand(size, 1, 1, **source)
-    black = (1 - contrast) * torch.rand(size, 1, 1, **source)
-    deviation = 0.3 * strength * torch.rand(size, 1, 1, **source)
-    noise = torch.randn(images[::2].shape, **source) * deviation
-    changed = images.clone()
-    changed[::2] *= contrast.to(images.device)
-    changed[::2] += (black + noise).to(images.device)
-    return changed.clamp_(0, 1)

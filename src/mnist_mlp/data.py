@@ -100,6 +100,14 @@ class Splits:
     test: ImageDataset
     note: str = ""
 
+    def train_and_validation(self) -> ImageDataset:
+        """Return both parts as one, for a last training after all choices are made."""
+        images, labels = (
+            torch.cat([getattr(part, name) for part in (self.train, self.validation)])
+            for name in ("images", "labels")
+        )
+        return replace(self.train, images=images, labels=labels)
+
 
 def loader(
     dataset: ImageDataset,

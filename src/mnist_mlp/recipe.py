@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
-from mnist_mlp.augment import random_contrast_noise, random_warp
+from mnist_mlp.augment import random_warp
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.optim import OPTIMIZERS, SCHEDULES
 from mnist_mlp.optim.hardware import multiplies_bfloat16
@@ -27,11 +27,11 @@ class Recipe:
 
     `learning_rate` is the peak of the schedule. `ema_decay`: decay of the exponential moving
     average of the weights, 0 for none. `augment_strength`, `elastic_strength`: of the random warps
-    of the training images and of their elastic part. `photometric_noise`: strength of
-    `random_contrast_noise`. `precision`: of the training's matrix products, "float32", "bfloat16",
-    or "auto" for bfloat16 on processors that have units for it. `device`: where to train; None
-    leaves model and data where they are. `seed` sets the order and augmentation of the images, not
-    the initial weights.
+    of the training images and of their elastic part. `keep`: the epoch whose weights the model ends
+    with, "best" on validation or "last". `precision`: of the training's matrix products, "float32",
+    "bfloat16", or "auto" for bfloat16 on processors that have units for it. `device`: where to
+    train; None leaves model and data where they are. `seed` sets the order and augmentation of the
+    images, not the initial weights.
 
     Where a field takes a name it also takes your own function, recorded by its qualified name:
     `optimizer=partial(torch.optim.SGD, momentum=0.9)`, called with parameters, lr, weight_decay;
@@ -54,7 +54,7 @@ class Recipe:
     loss_fn: str | Callable = "cross-entropy"
     augment: str | Callable = "warp"
     elastic_strength: float = 1.0
-    photometric_noise: float = 0.0
+    keep: str = "best"
     distillation_temperature: float = 4.0
     precision: str = "auto"
     device: str | None = None
@@ -115,8 +115,6 @@ class Recipe:
         elif self.augment_strength:
             elastic = self.elastic_strength
             images = random_warp(images, generator, self.augment_strength, elastic=elastic)
-        if self.photometric_noise:
-            images = random_contrast_noise(images, generator, self.photometric_noise)
         return images
 
     def loss_for(self, train_set: ImageDataset) -> Callable[..., torch.Tensor]:
@@ -200,12 +198,12 @@ RULES: dict[str, tuple] = {
     **dict.fromkeys(["learning_rate", "distillation_temperature"], _POSITIVE),
     **dict.fromkeys(["weight_decay", "augment_strength", "elastic_strength"], _NOT_NEGATIVE),
     **dict.fromkeys(["label_smoothing", "ema_decay"], _FRACTION),
-    "photometric_noise": (Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
     "optimizer": _choice(OPTIMIZERS, ", or an optimizer class"),
     "schedule": _choice(SCHEDULES, ", or a scheduler class"),
     "loss_fn": _choice(["cross-entropy"], ", or a function"),
     "augment": _choice(["warp"], ", or a function"),
+    "keep": _choice(["best", "last"]),
     "precision": _choice(["auto", "float32", "bfloat16"]),
     "device": ((str, type(None)), lambda v: _DEVICE.fullmatch(v or "cpu"), "None, 'cpu' or 'cuda'"),
 }

@@ -76,14 +76,15 @@ class TrainState:
         self.generator.set_state(state["generator"])
 
     def end_epoch(self, validation: Evaluation) -> None:
-        """Add the epoch to the history, and keep its weights if they are the best so far."""
+        """Add the epoch to the history, and keep its weights as the recipe says."""
         totals, learning_rate = self.totals, float(self.scheduler.get_last_lr()[0])
         self._check_progress(validation, LIKELY_CAUSE.format(learning_rate))
         record = {"loss": totals.loss / totals.examples}
         record |= {"accuracy": totals.correct / totals.examples, "learning_rate": learning_rate}
         record |= {"validation_loss": validation.loss, "validation_accuracy": validation.accuracy}
         self.history.epochs.append(record | {"seconds": time.perf_counter() - self.started})
-        if validation.accuracy >= self.history.validation_accuracy:
+        better = validation.accuracy >= self.history.validation_accuracy
+        if better or self.recipe.keep == "last":
             self.best_weights = copy.deepcopy(self.eval_model.state_dict())
             self.history.best_epoch = len(self.history.epochs)
         self.totals = EpochTotals()
@@ -157,9 +158,10 @@ def fit(
     """Train the model in place and return the history; the model ends with its best weights.
 
     The best weights are those of the epoch with the highest validation accuracy, the later of
-    equals. `train`: one data set, or several that take turns, one per epoch; sets with teacher
-    logits are trained by distillation. Same initial weights, recipe, machine and threads: same
-    bits. Ctrl-C and SIGTERM end the call after the current step; `history.stopped` says where.
+    equals, or with `Recipe(keep="last")` those of the last epoch. `train`: one data set, or several
+    that take turns, one per epoch; sets with teacher logits are trained by distillation. Same
+    initial weights, recipe, machine and threads: same bits. Ctrl-C and SIGTERM end the call after
+    the current step; `history.stopped` says where.
 
     `checkpoint`: a file that is saved after every epoch and every `CHECKPOINT_EVERY` steps. A call
     with the same arguments, threads and torch continues from it, bit-identical to one whole run.

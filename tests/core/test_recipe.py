@@ -20,7 +20,7 @@ from mnist_mlp.recipe import RULES, Recipe
 FIELDS = [
     "epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing", "ema_decay",
     "augment_strength", "optimizer", "seed", "schedule", "loss_fn", "augment", "elastic_strength",
-    "photometric_noise", "distillation_temperature", "precision", "device",
+    "keep", "distillation_temperature", "precision", "device",
 ]  # fmt: skip
 
 # What each field must be, in words; valid values; invalid ones of the right type; of other types.
@@ -51,7 +51,7 @@ ALLOWED = {
     ),
     "augment": ("'warp', or a function", ["warp", lambda x, generator: x], ["flip"], [None, 1.0]),
     "elastic_strength": ("a number of at least 0", [0, 1.5], [-1e-9, math.inf], [None]),
-    "photometric_noise": ("a number from 0 to 1", [0, 1], [-1e-9, 1.001], [None]),
+    "keep": ("'best' or 'last'", ["best", "last"], ["first"], [1]),
     "distillation_temperature": ("a number above 0", [1e-9, 20], [0, -1, math.inf], ["warm"]),
     "precision": (
         "'auto' or 'float32' or 'bfloat16'", ["auto", "float32", "bfloat16"], ["float16"], [16],

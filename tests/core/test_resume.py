@@ -36,6 +36,10 @@ def net(kind=EnhancedNet):
     return kind()
 
 
+def noise(images, generator):
+    return (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+
+
 class Stopping(ImageDataset):
     """Images that raise an error at a certain batch: the process might as well be dead."""
 
@@ -81,7 +85,7 @@ def outcome(model, history):
         (EnhancedNet, {}),
         (EnhancedNet, {"optimizer": "muon"}),
         (EnhancedNet, {"ema_decay": 0.0, "schedule": "constant"}),
-        (Dropping, {"photometric_noise": 1.0, "ema_decay": 0.5, "precision": "bfloat16"}),
+        (Dropping, {"augment": noise, "ema_decay": 0.5, "precision": "bfloat16"}),
     ],
     ids=["published", "muon", "constant", "dropout"],
 )
@@ -146,7 +150,7 @@ def test_with_both_files_damaged_it_begins_anew(toy, tmp_path, stop_at):
     [
         ({"learning_rate": 0.02}, r"learning_rate was 0\.01, is 0\.02"),
         ({"epochs": 5, "seed": 1}, r"(?=.*epochs was 4, is 5)(?=.*seed was 0, is 1)"),
-        ({"photometric_noise": 0.5}, r"photometric_noise was 0\.0, is 0\.5"),
+        ({"keep": "last"}, r"keep was 'best', is 'last'"),
         ({"kind": Dropping}, "model was 'EnhancedNet: .*, is 'Dropping"),
         ({"data": True}, r"data \(SHA-256\) was"),
         ({"threads": True}, "threads was"),

@@ -19,7 +19,7 @@ from mnist_mlp.storage.checkpoint import TrainingCheckpoint
 from mnist_mlp.storage.files import atomic_write
 from mnist_mlp.storage.weights import load_weights, read_card, read_tensors, save_weights
 
-RECIPE = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
+RECIPE = {"epochs": 3, "batch_size": 32, "learning_rate": 0.01}
 CONTEXT = processes("mnist_mlp.train", "torchvision.datasets")
 
 

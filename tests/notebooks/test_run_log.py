@@ -26,7 +26,7 @@ def invert(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def test_any_field_of_the_recipe_may_be_changed_and_names_the_run():
     others = {
         "epochs": 2, "batch_size": 64, "seed": 1, "optimizer": "muon", "schedule": "constant",
-        "precision": "float32", "device": "cpu", "loss_fn": nn.MultiMarginLoss(),
+        "precision": "float32", "device": "cpu", "keep": "last", "loss_fn": nn.MultiMarginLoss(),
         "augment": invert,
     }  # fmt: skip
     first = Recipe(precision="bfloat16")

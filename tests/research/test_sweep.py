@@ -17,6 +17,7 @@ from helpers import fit_with, posix
 from mnist_mlp import EnhancedNet, evaluate, load, load_weights
 from mnist_mlp.research.convnet import ConvNet
 from mnist_mlp.research.distillation import precompute_teacher_logits, save_distillation_sets
+from mnist_mlp.research.disturbances import disturb
 from mnist_mlp.research.sweep import cluster, run_name, sweep, train_run, with_defaults
 
 QUICK = {"dataset": "digits", "epochs": 2, "batch_size": 64}
@@ -58,6 +59,27 @@ def test_a_run_has_as_many_threads_as_it_is_given():
         torch.set_num_threads(before)
 
 
+def test_a_run_trains_on_all_images_and_on_disturbed_ones_if_it_says_so(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "mnist_mlp.research.sweep.fit",
+        lambda model, train, validation, recipe, progress: seen.append((train, recipe)) or 1 / 0,
+    )
+    digits = load("digits")
+    for more in ({}, {"all_images": True, "disturbed_share": 0.5}):
+        record, _ = train_run(with_defaults(QUICK | more), threads=1)
+        assert "ZeroDivisionError" in record["failed"]
+    ((plain,), recipe), ((everything,), disturbing) = seen
+    assert torch.equal(plain.images, digits.train.images)
+    assert recipe.augment == "warp"
+    both = torch.cat([digits.train.images, digits.validation.images])
+    assert torch.equal(everything.images, both)
+    assert torch.equal(everything.labels[-50:], digits.validation.labels[-50:])
+    batch = both[:100].float() / 255
+    found = disturbing.augment_batch(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(found, disturb(batch, torch.Generator().manual_seed(0), 0.5))
+
+
 def test_runs_with_a_record_are_skipped_and_the_order_is_that_of_the_runs(tmp_path, monkeypatch):
     runs = [QUICK | {"seed": seed} for seed in (1, 0)]
     first = sweep(runs, tmp_path)
@@ -91,7 +113,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     [
         (lambda text: text[: len(text) // 2], "JSONDecodeError"),
         (
-            lambda text: text.replace('"record": 2', '"record": 0'),
+            lambda text: text.replace('"record": 3', '"record": 0'),
             "its version is not the expected",
         ),
         (lambda text: text.replace('"epochs": 2', '"epochs": 3', 1), "its run is not the expected"),
@@ -127,6 +149,7 @@ def test_a_record_that_cannot_be_used_is_named_and_computed_again(tmp_path, caps
         ({"optimizer": "sgd"}, ValueError, "optimizer must be 'adamw' or 'muon', .*, found 'sgd'"),
         ({"schedule": "none"}, ValueError, "schedule must be .*, found 'none'"),
         ({"elastic_strength": "much"}, TypeError, "elastic_strength must be a number of at"),
+        ({"disturbed_share": 1.5}, ValueError, "disturbed_share must be a number from 0 to 1, fou"),
         ({"model": "Linear"}, ValueError, "model must be 'EnhancedNet' or 'ConvNet', found"),
     ],
 )

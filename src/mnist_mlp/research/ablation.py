@@ -1,4 +1,4 @@
-"""The ablation record of `make ablation`: its table and its figures."""
+"""The records of `make ideas` and `make ablation`: their tables and figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +13,25 @@ from mnist_mlp.research.comparison import compare
 from mnist_mlp.research.sweep import sweep
 from mnist_mlp.storage.files import read_json, repo_root
 
+FOLDER = repo_root() / "benchmarks" / "accuracy"
+
+
+def read_ideas() -> dict:
+    """Return the record of `make ideas`. Raises OSError or ValueError if it is damaged."""
+    return read_json(FOLDER / "ideas.json", {"groups": dict})
+
 
 def read_record(configuration: str = "") -> dict:
-    """Return the record, which must have this configuration if one is named.
+    """Return the record, in which this configuration must have validation accuracies, if named.
 
-    Raises OSError or ValueError if it is missing or damaged, or lacks the configuration.
+    Raises OSError or ValueError if it is missing or damaged, or lacks such a configuration.
     """
-    path = repo_root() / "benchmarks" / "accuracy" / "ablation.json"
-    record = read_json(path, {"configurations": dict, "best": str, "test_images": int})
-    if configuration and configuration not in record["configurations"]:
-        expected = ", ".join(record["configurations"])
-        raise ValueError(f"unknown configuration {configuration!r}: expected one of {expected}.")
+    schema = {"configurations": dict, "best": str, "test_images": int}
+    record = read_json(FOLDER / "ablation.json", schema)
+    validated = [k for k, v in record["configurations"].items() if not v["recipe"]["all_images"]]
+    if configuration and configuration not in validated:
+        expected = ", ".join(validated)
+        raise ValueError(f"cannot recompute {configuration!r}: expected one of {expected}.")
     return record
 
 
@@ -66,18 +74,6 @@ def test_accuracies(record: dict) -> dict[str, list[float]]:
     }
 
 
-def corruption_errors(record: dict) -> dict[str, dict[str, float]]:
-    """Return the mean test error, from 0 to 1, of each configuration on each corruption."""
-    n = record["test_images"]
-    return {
-        name: {
-            corruption: 1 - mean(run["corrupted"][corruption] for run in configuration["runs"]) / n
-            for corruption in configuration["runs"][0]["corrupted"]
-        }
-        for name, configuration in record["configurations"].items()
-    }
-
-
 def ablation_table(record: dict) -> str:
     """Return the configurations as a Markdown table, each compared with an earlier one.
 
@@ -94,19 +90,40 @@ def ablation_table(record: dict) -> str:
     accuracies, n = test_accuracies(record), record["test_images"]
     for name, configuration in record["configurations"].items():
         runs, accuracy, compared = configuration["runs"], accuracies[name], " | | | "
-        validation = mean(run["validation_accuracy"] for run in runs)
+        validation = "trained on"
+        if not configuration["recipe"]["all_images"]:
+            validation = f"{mean(run['validation_accuracy'] for run in runs):.2%}"
         seconds = mean(run["training_seconds"] for run in runs)
         if before := configuration["compared_with"]:
             earlier = accuracies[before]
             first = record["configurations"][before]["runs"][0]
-            p_seeds = ttest_rel(accuracy, earlier).pvalue
+            n_seeds = min(len(accuracy), len(earlier))  # those that both have
+            p_seeds = ttest_rel(accuracy[:n_seeds], earlier[:n_seeds]).pvalue
             p_images = compare(correct_mask(first, n), correct_mask(runs[0], n)).p_value
             points = 100 * (mean(accuracy) - mean(earlier))
             compared = f"{before} | {points:+.2f} | {p_seeds:.1g} | {p_images:.1g}"
         lines.append(
             f"| {name} | {mean(accuracy):.2%} ± {100 * stdev(accuracy):.2f} "
-            f"| {validation:.2%} | {seconds:.0f} | {compared} |"
+            f"| {validation} | {seconds:.0f} | {compared} |"
         )
+    return "\n".join(lines)
+
+
+def ideas_table(record: dict) -> str:
+    """Return the record of `make ideas` as a Markdown table: percent, and points with intervals."""
+    lines = [
+        "| | validation loss | accuracy | warped copies | difference | disturbed | difference |",
+        "|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for group, ideas in record["groups"].items():
+        for name, found in ideas.items():
+            cells = [f"{group}: {name}", f"{found['validation_loss']:.4f}"]
+            cells.append(f"{found['validation_accuracy']:.2%}")
+            for judge in ("warped", "disturbed"):
+                points, half = (100 * x for x in found[f"{judge}_difference"])
+                change = "" if name == "the recipe" else f"{points:+.2f} ± {half:.2f}"
+                cells += [f"{found[f'{judge}_accuracy']:.2%}", change]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

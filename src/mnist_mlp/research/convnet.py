@@ -5,10 +5,10 @@ from torch import nn
 
 
 class ConvNet(nn.Module):
-    """Four convolutions with batch normalisation and ReLU, and a linear layer on 7x7 maps.
+    """Eight convolutions with batch normalisation and ReLU, and a linear layer on 3x3 maps.
 
-    The first convolution is 5x5 with stride 2. With ten classes and the `width` of 32 the network
-    has 97,066 parameters.
+    The first convolution is 5x5 with stride 2, the others are 3x3. With ten classes and the `width`
+    of 32 the network has 191,722 parameters. Its widths are multiples of 32, which are fastest.
     """
 
     def __init__(self, classes: int = 10, width: int = 32):
@@ -16,11 +16,16 @@ class ConvNet(nn.Module):
         self.layers = nn.Sequential(
             *_convolution(1, width, size=5, stride=2),
             *_convolution(width, width),
+            *_convolution(width, width),
             nn.MaxPool2d(2),
             *_convolution(width, 2 * width),
             *_convolution(2 * width, 2 * width),
+            *_convolution(2 * width, 2 * width),
+            nn.MaxPool2d(2),
+            *_convolution(2 * width, 2 * width),
+            *_convolution(2 * width, 2 * width),
             nn.Flatten(),
-            nn.Linear(7 * 7 * 2 * width, classes),
+            nn.Linear(3 * 3 * 2 * width, classes),
         ).to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 from joblib import Parallel, cpu_count, delayed, parallel_config
@@ -20,17 +22,23 @@ from mnist_mlp.model import EnhancedNet
 from mnist_mlp.recipe import Recipe
 from mnist_mlp.research.convnet import ConvNet
 from mnist_mlp.research.distillation import load_distillation_sets
+from mnist_mlp.research.disturbances import disturb
 from mnist_mlp.storage.files import atomic_write, read_json, write_json
 from mnist_mlp.storage.weights import to_bytes
 from mnist_mlp.train import fit
 
-DEFAULTS = {"dataset": "mnist", "model": "EnhancedNet", "teacher_logits": ""}
+# Fields of a run beyond the recipe's.
+DEFAULTS: dict[str, Any] = {
+    "dataset": "mnist", "model": "EnhancedNet", "teacher_logits": "",
+    "all_images": False,  # train on the validation images too
+    "disturbed_share": 0.0,  # of each batch, by `disturb`
+}  # fmt: skip
 MODELS = {"EnhancedNet": EnhancedNet, "ConvNet": ConvNet}
 RECORD_SCHEMA = {
     "run": dict, "version": dict, "threads": int, "validation_accuracy": float, "best_epoch": int,
     "sha256": str, "seconds": float, "epochs": list,
 }  # fmt: skip
-VERSION = {"record": 2, "torch": str(torch.__version__)}
+VERSION = {"record": 3, "torch": str(torch.__version__)}
 
 
 def with_defaults(run: dict) -> dict:
@@ -42,6 +50,8 @@ def with_defaults(run: dict) -> dict:
     if whole["model"] not in MODELS:
         expected = " or ".join(map(repr, MODELS))
         raise ValueError(f"model must be {expected}, found {whole['model']!r}.")
+    if not 0 <= (share := whole["disturbed_share"]) <= 1:
+        raise ValueError(f"disturbed_share must be a number from 0 to 1, found {share!r}.")
     for name in [name for name, value in run.items() if callable(value)]:
         raise TypeError(f"a run of a sweep must have plain values, found a function as {name!r}.")
     return whole | _recipe(run).asdict()
@@ -63,11 +73,13 @@ def sweep(
 ) -> list[dict]:
     """Train each run that has no record in the folder yet; return all records in the runs' order.
 
-    A run: fields of `Recipe`, and if need be `dataset`, `model` ("EnhancedNet" or "ConvNet") and
-    `teacher_logits` (a file of `save_distillation_sets`). Its record is a .json file with the
-    weights beside it, so a killed sweep continues where it was. As many runs train at a time as the
-    processors hold with `threads` each, or as a `cluster` has. The record of a run that failed has
-    only `run`, `version` and `failed`, the reason; it is trained again only with `retry_failed`.
+    A run: fields of `Recipe`, and if need be `dataset`, `model` ("EnhancedNet" or "ConvNet"),
+    `teacher_logits` (a file of `save_distillation_sets`), `all_images` (True to train on the
+    validation images too) and `disturbed_share` (of each batch, from 0 to 1). Its record is a .json
+    file with the weights beside it, so a killed sweep continues where it was. As many runs train at
+    a time as the processors hold with `threads` each, or as a `cluster` has. The record of a run
+    that failed has only `run`, `version` and `failed`, the reason; it is trained again only with
+    `retry_failed`.
     Raises TypeError or ValueError for an invalid run before the first one starts.
     """
     named = {Path(folder) / f"{run_name(run)}.json": with_defaults(run) for run in runs}
@@ -102,11 +114,15 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
     torch.set_num_threads(threads)
     splits = load(run["dataset"], download=False)
     torch.manual_seed(run["seed"])
-    model, train = MODELS[run["model"]](len(splits.train.classes)), [splits.train]
+    model = MODELS[run["model"]](len(splits.train.classes))
+    images = splits.train_and_validation() if run["all_images"] else splits.train
+    train, recipe = [images], _recipe(run)
     if run["teacher_logits"]:
-        train = load_distillation_sets(run["teacher_logits"], splits.train)
+        train = load_distillation_sets(run["teacher_logits"], images)
+    if share := run["disturbed_share"]:
+        recipe = replace(recipe, augment=partial(disturb, share=share))
     try:
-        history = fit(model, train, splits.validation, _recipe(run), progress=False)
+        history = fit(model, train, splits.validation, recipe, progress=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return {"run": run, "version": VERSION, "failed": reason}, b""

@@ -1,0 +1,26 @@
+"""The digits in a picture, in one call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mnist_mlp.data import ImageDataset
+from mnist_mlp.evaluation import evaluate
+from mnist_mlp.handwriting.pictures import Picture
+from mnist_mlp.handwriting.preprocess import segment_digits
+
+
+def read(
+    model: nn.Module, picture: Picture, classes: Sequence[str] = ImageDataset.classes
+) -> tuple[str, torch.Tensor]:
+    """Return the digits in a picture from left to right, and the probabilities of each.
+
+    `picture`: as for `to_mnist`, with one digit or several side by side that do not touch. `model`:
+    any network trained on MNIST. The probabilities are float32 of shape (digits, classes). Raises
+    what `to_mnist` raises.
+    """
+    images = segment_digits(picture)
+    unknown = torch.zeros(len(images), dtype=torch.int64)
+    found = evaluate(model, ImageDataset(images, unknown, tuple(classes)))
+    return "".join(classes[i] for i in found.predicted), found.probabilities

@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+
+from mnist_mlp import EnhancedNet, load_weights
+from mnist_mlp.handwriting.preprocess import normalise, segment_digits, to_mnist
+from mnist_mlp.handwriting.read import read
+from mnist_mlp.handwriting.synthetic import render_photo
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model.pth")
+
+
+def test_a_photo_of_one_digit_is_read_as_the_network_reads_its_image(model):
+    path = ROOT / "figures" / "photo.jpg"
+    digits, probabilities = read(model, path)
+    expected = model.predict_proba(normalise(to_mnist(path)[None]))
+    torch.testing.assert_close(probabilities, expected)
+    assert digits == str(int(expected.argmax()))
+
+
+def test_several_digits_are_read_from_left_to_right(model):
+    photo = render_photo("9024375", np.random.default_rng(1), 220)
+    digits, probabilities = read(model.train(), photo)
+    assert digits == "9024375"
+    torch.testing.assert_close(probabilities, model.predict_proba(normalise(segment_digits(photo))))
+    assert model.training  # as it was
+
+
+def test_a_network_of_other_classes_answers_with_their_names(model):
+    names = [f"<{i}>" for i in range(10)]
+    digits, _ = read(model, render_photo("72", np.random.default_rng(1), 220), names)
+    assert digits == "<7><2>"
+
+
+def test_a_picture_without_ink_is_refused(model):
+    with pytest.raises(ValueError, match="ink"):
+        read(model, np.full((100, 100), 255, np.uint8))
