@@ -16,7 +16,7 @@ from mnist_mlp import EnhancedNet, Recipe, evaluate, fit, save_weights
 from mnist_mlp.datasets import default_root
 
 WEIGHTS = "models/enhanced_model.pth"
-RECIPE = "src/mnist_mlp/recipe.py"
+RECIPE, SEEDS = "src/mnist_mlp/recipe.py", "benchmarks/accuracy/seeds.json"
 NOTEBOOK = "notebooks/Handwritten-Digits-Classifier.ipynb"
 CHECKS = [
     "notebooks/How-Far-Can-It-Go.ipynb", "notebooks/Your-Own-Digits.ipynb", "tests/notebooks",
@@ -79,7 +79,8 @@ def test_every_check_holds_with_other_weights_in_the_place_of_the_published_ones
 
 def test_every_check_holds_for_what_make_notebook_makes_there(copy, mnist):
     """With a default recipe of fewer epochs, so that it takes a minute and not four."""
-    for path, epochs in ((NOTEBOOK, "epochs = {}"), (RECIPE, "epochs: int = {}")):
+    places = {NOTEBOOK: "epochs = {}", RECIPE: "epochs: int = {}", SEEDS: '"epochs": {},'}
+    for path, epochs in places.items():
         text = (copy / path).read_text(encoding="utf-8")
         assert text.count(epochs.format(45)) == 1
         changed = text.replace(epochs.format(45), epochs.format(16))
