@@ -148,7 +148,7 @@ def test_clouds_are_rough_at_every_scale_and_do_not_repeat():
     # A step of twice the size sees differences larger by the decay, 1.96, or less.
     steps = [abs(clouds - np.roll(clouds, s, 2)).mean() for s in (1, 2, 4, 8)]
     for fine, coarse in itertools.pairwise(steps):
-        assert 1.2 < coarse / fine < 2.0
+        assert 1.4 < coarse / fine < 1.7  # 1.3 if the decay were its root
 
 
 def test_fog_covers_the_whole_image_and_keeps_its_highest_value_as_the_bound(images):
@@ -193,8 +193,8 @@ def test_a_zigzag_swings_two_pixels_about_a_line_and_turns_every_four():
     assert len(level) > 3
     for line in level:
         assert 2.0 < np.ptp(line) < 5.5
-        turns = np.sign(np.diff(line - line.mean()))
-        assert 4 <= (np.diff(turns) != 0).sum() <= 12  # about 27 / 4
+        crossings = (np.diff(np.sign(line - line.mean())) != 0).sum()
+        assert crossings in (6, 7)  # one between two corners, of which every four pixels have one
 
 
 def test_canny_edges_are_scikit_images(images):
