@@ -7,18 +7,15 @@ record keeps what it has of the others. The choices come from `make ideas`, whic
 """
 
 import os
-import platform
 import sys
 import time
-from functools import cache
 from pathlib import Path
 
 import torch
-from ideas import CONVNET, ROBUST, RUNS, STUDENT, WITHOUT, trained, variants
+from ideas import CONVNET, ROBUST, RUNS, STUDENT, WITHOUT, machine, trained, variants
 
 from mnist_mlp import evaluate, load, save_weights
 from mnist_mlp.evaluation import Evaluation
-from mnist_mlp.optim.hardware import bfloat16_units
 from mnist_mlp.research.calibration import calibration, fit_temperature, with_temperature
 from mnist_mlp.research.corruptions import CORRUPTIONS, corrupt
 from mnist_mlp.research.distillation import precompute_teacher_logits, save_distillation_sets
@@ -119,17 +116,6 @@ def evaluate_run(splits, corrupted, name: str, run: dict, record: dict) -> dict:
         "test_ece_scaled": calibration(with_temperature(test, scale))["ece"],
         "corrupted": {k: evaluate(model, images).n_correct for k, images in corrupted.items()},
         "sha256": record["sha256"],
-    }
-
-
-@cache
-def machine() -> dict:
-    return {
-        "processor": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_units": bfloat16_units(),
-        "cores": os.cpu_count(),
-        "threads_a_run": 1,
     }
 
 

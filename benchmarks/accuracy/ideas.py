@@ -129,6 +129,17 @@ def difference(found: torch.Tensor, base: torch.Tensor) -> list[float]:
     return [float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5]
 
 
+def machine() -> dict:
+    """Return what the runs were trained on."""
+    return {
+        "processor": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_units": bfloat16_units(),
+        "cores": os.cpu_count(),
+        "threads_a_run": 1,
+    }
+
+
 def main() -> None:
     """Train all runs, judge them, write the record and print the table."""
     splits = load("mnist")
@@ -162,12 +173,7 @@ def main() -> None:
         "command": "make ideas",
         "recipes": {name: recipe for name, (recipe, _) in IDEAS.items()},
         "groups": groups,
-        "machine": {
-            "processor": platform.machine(),
-            "bfloat16_units": bfloat16_units(),
-            "cores": os.cpu_count(),
-            "threads_a_run": 1,
-        },
+        "machine": machine(),
         "version": VERSION,
     }
     write_json(RECORD, record)

@@ -55,8 +55,7 @@ def cycles(**more) -> list[dict]:
 
 # label: (peer, settings tried in this order; the first to clear the goal is taken). Instead of a
 # list, the label of a peer with the same optimiser, schedule and initial weights: what that needs.
-# JAX, torch.compile and Lightning have bfloat16. Keras on torch is faster with it too: add it with
-# the next record.
+# JAX, torch.compile and Lightning have bfloat16. Keras on torch is to have it in the next record.
 ADAMW = "JAX, bfloat16"
 PEERS = {
     "mnist_mlp, fast": (

@@ -8,7 +8,7 @@ class ConvNet(nn.Module):
     """Eight convolutions with batch normalisation and ReLU, and a linear layer on 3x3 maps.
 
     The first convolution is 5x5 with stride 2, the others are 3x3. With ten classes and the `width`
-    of 32 the network has 191,722 parameters. Its widths are multiples of 32, which are fastest.
+    of 32 the network has 191,722 parameters.
     """
 
     def __init__(self, classes: int = 10, width: int = 32):
