@@ -77,7 +77,8 @@ def test_a_run_trains_on_all_images_and_on_disturbed_ones_if_it_says_so(monkeypa
     assert torch.equal(everything.labels[-50:], digits.validation.labels[-50:])
     batch = both[:100].float() / 255
     found = disturbing.augment_batch(batch, torch.Generator().manual_seed(0))
-    assert torch.equal(found, disturb(batch, torch.Generator().manual_seed(0), 0.5))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(found, disturb(recipe.augment_batch(batch, generator), generator, 0.5))
 
 
 def test_runs_with_a_record_are_skipped_and_the_order_is_that_of_the_runs(tmp_path, monkeypatch):

@@ -104,6 +104,10 @@ def sweep(
     return records
 
 
+def _augment_and_disturb(images, generator, recipe: Recipe, share: float) -> torch.Tensor:
+    return disturb(recipe.augment_batch(images, generator), generator, share)
+
+
 def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
     """Train a run with all fields; return its record and the content of its weights' file.
 
@@ -120,7 +124,7 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
     if run["teacher_logits"]:
         train = load_distillation_sets(run["teacher_logits"], images)
     if share := run["disturbed_share"]:
-        recipe = replace(recipe, augment=partial(disturb, share=share))
+        recipe = replace(recipe, augment=partial(_augment_and_disturb, recipe=recipe, share=share))
     try:
         history = fit(model, train, splits.validation, recipe, progress=False)
     except Exception as error:
