@@ -141,12 +141,13 @@ def test_the_step_that_a_gpu_captures_trains_anew_each_time(benchmarks, toy):
     recipe = {"epochs": 20, "batch_size": 26, "learning_rate": 0.003}
     order = gpu.order_of(train, recipe["epochs"], recipe["batch_size"])
     assert order.view(20, 130).sort(1).values.tolist() == [list(range(130))] * 20
-    train_anew = gpu.prepare(EnhancedNet(), train, **recipe, augment_strength=0.0, ema_decay=0.9)
-    first, again = train_anew(order), train_anew(order)
+    train_anew = gpu.prepare(train, **recipe, augment_strength=0.0, ema_decay=0.9)
+    initial = EnhancedNet()
+    first, again = train_anew(initial, order), train_anew(initial, order)
     assert evaluate(first, validation).accuracy > 0.9
     for a, b in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    warped = gpu.prepare(EnhancedNet(), train, **recipe, augment_strength=1.0)(order)
+    warped = gpu.prepare(train, **recipe, augment_strength=1.0)(initial, order)
     assert evaluate(warped, train).accuracy > 0.5
 
 

@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 
 import torch
-from ideas import CONVNET, ROBUST, RUNS, STUDENT, WITHOUT, machine, trained, variants
+from ideas import CONVNET, ROBUST, STUDENT, WITHOUT, machine, train, trained, variants
 
 from mnist_mlp import evaluate, load, save_weights
 from mnist_mlp.evaluation import Evaluation
 from mnist_mlp.research.calibration import calibration, fit_temperature, with_temperature
 from mnist_mlp.research.corruptions import CORRUPTIONS, corrupt
 from mnist_mlp.research.distillation import precompute_teacher_logits, save_distillation_sets
-from mnist_mlp.research.sweep import VERSION, sweep, with_defaults
+from mnist_mlp.research.sweep import VERSION, with_defaults
 from mnist_mlp.storage.files import read_json, repo_root, write_json
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -123,12 +123,12 @@ def main() -> None:
     splits, names = load("mnist"), sys.argv[1:] or list(CONFIGURATIONS)
     taught = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
     print("Configurations without a teacher", flush=True)
-    sweep([run for name in names if name not in taught for run in runs(name)], RUNS)
+    train([run for name in names if name not in taught for run in runs(name)])
     if taught:
         print("Configurations with a teacher", flush=True)
-        sweep(runs("ConvNet"), RUNS)
+        train(runs("ConvNet"))
         precompute(splits)
-        sweep([run for name in taught for run in runs(name)], RUNS)
+        train([run for name in taught for run in runs(name)])
     print("The test set, clean and corrupted", flush=True)
     corrupted = {name: corrupt(splits.test, name) for name in CORRUPTIONS}
     found = read_json(RECORD, {"configurations": dict})["configurations"] if RECORD.exists() else {}
@@ -141,7 +141,7 @@ def main() -> None:
             "made": time.strftime("%Y-%m-%d"),
             "runs": [
                 evaluate_run(splits, corrupted, name, run, record)
-                for run, record in zip(runs(name), sweep(runs(name), RUNS), strict=True)
+                for run, record in zip(runs(name), train(runs(name)), strict=True)
             ],
         }
     record = {
@@ -162,7 +162,7 @@ def main() -> None:
         card = {"configuration": name, "recipe": recipe(name) | {"seed": 0}, "dataset": splits.name}
         card |= {"test_images": len(splits.test), "record": "benchmarks/accuracy/ablation.json"}
         card |= {k: run[k] for k in ("test_correct", "temperature")}
-        save_weights(trained(runs(name)[0]), repo_root() / "models" / PUBLISHED[name], **card)
+        save_weights(trained(runs(name)[0]).cpu(), repo_root() / "models" / PUBLISHED[name], **card)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from mnist_mlp.storage.files import repo_root, write_json
 
 RUNS, RECORD = Path(__file__).with_name("runs"), Path(__file__).with_suffix(".json")
 SEED = 10  # the ablation has others
+ON = {"device": "cuda"} if torch.cuda.is_available() else {}
 LOGITS = {"usual": "data/ideas_logits.pt", "wide": "data/ideas_logits_wide.pt"}
 STRENGTHS, COPIES = {"usual": 1.0, "wide": 1.4}, 20
 
@@ -107,8 +108,14 @@ def precompute(name: str, splits) -> None:
         torch.set_num_threads(1)
 
 
+def train(runs: list[dict]) -> list[dict]:
+    """Train the runs that have no record yet, on the GPU if there is one; return all records."""
+    return sweep([run | ON for run in runs], RUNS)
+
+
 def trained(run: dict) -> torch.nn.Module:
-    return load_weights(MODELS[run.get("model", "EnhancedNet")](), RUNS / f"{run_name(run)}.pth")
+    model = MODELS[run.get("model", "EnhancedNet")]()
+    return load_weights(model, RUNS / f"{run_name(run | ON)}.pth").to(ON.get("device", "cpu"))
 
 
 def changed_copies(part: ImageDataset, copies: int, change) -> list[ImageDataset]:
@@ -136,6 +143,7 @@ def machine() -> dict:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16_units": bfloat16_units(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if ON else "none",
         "threads_a_run": 1,
     }
 
@@ -151,7 +159,7 @@ def main() -> None:
         if group == "student":
             for name in LOGITS:
                 precompute(name, splits)
-        records = sweep(list(runs.values()), RUNS)
+        records = train(list(runs.values()))
         groups[group], base = {}, []
         for (name, run), record in zip(runs.items(), records, strict=True):
             model = trained(run)

@@ -33,7 +33,8 @@ def precompute_teacher_logits(
     teacher and student must see the same augmented image.
     """
     sets = []
-    autocast = torch.autocast(dataset.images.device.type, torch.bfloat16, precision == "bfloat16")
+    device = next(teachers[0].parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, precision == "bfloat16")
     numbers = tqdm(
         range(copies), "Teacher logits", unit="copy", file=sys.stdout, disable=not progress
     )
@@ -41,12 +42,13 @@ def precompute_teacher_logits(
         generator = epoch_generator(seed, copy)
         warped = [
             random_warp(part.float() / 255, generator, augment_strength)
-            for part in dataset.images.split(1024)
+            for part in dataset.images.to(device).split(1024)
         ]
-        images = (torch.cat(warped) * 255).round().to(torch.uint8)
+        images = (torch.cat(warped) * 255).round().to(torch.uint8).cpu()
         augmented = replace(dataset, images=images)
         with autocast:
-            logits = [evaluate(teacher, augmented).logits for teacher in teachers]
+            seen = augmented.to(device)
+            logits = [evaluate(teacher, seen).logits for teacher in teachers]
         for classes in {len(of_teacher[0]) for of_teacher in logits} - {len(dataset.classes)}:
             expected = f"the data set's {len(dataset.classes)} classes"
             raise ValueError(f"a teacher must know {expected}, found one of {classes}.")

@@ -13,24 +13,26 @@ from mnist_mlp.augment import random_warp
 
 
 class _Random:
-    """Random tensors of shape (N, ...), one row for each of N images."""
+    """Random tensors of shape (N, ...), one row for each of N images, on their device."""
 
-    def __init__(self, n: int, generator: torch.Generator):
-        self.n, self.generator = n, generator
+    def __init__(self, images: torch.Tensor, generator: torch.Generator):
+        self.n, self.device, self.generator = len(images), images.device, generator
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(self.n, *shape, generator=self.generator) * (high - low) + low
+        fractions = torch.rand(self.n, *shape, generator=self.generator).to(self.device)
+        return fractions * (high - low) + low
 
     def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(self.n, *shape, generator=self.generator)
+        return torch.randn(self.n, *shape, generator=self.generator).to(self.device)
 
     def chance(self, probability: float) -> torch.Tensor:
-        return torch.rand(self.n, 1, 1, generator=self.generator) < probability
+        return self.uniform(0, 1, 1, 1) < probability
 
 
 def _axes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _, height, width = images.shape
-    return torch.arange(height).float()[:, None], torch.arange(width).float()[None]
+    rows, columns = (torch.arange(n, device=images.device) for n in (height, width))
+    return rows.float()[:, None], columns.float()[None]
 
 
 def _wide_warp(images: torch.Tensor, random: _Random) -> torch.Tensor:
@@ -58,7 +60,7 @@ def _rectangles(images: torch.Tensor, random: _Random) -> torch.Tensor:
     """Fill two rectangles with a grey, or invert what is in them."""
     rows, columns = _axes(images)
     for _ in range(2):
-        inside = torch.ones(images.shape, dtype=torch.bool)
+        inside = torch.ones_like(images, dtype=torch.bool)
         for axis, size in ((rows, rows.numel()), (columns, columns.numel())):
             length = torch.where(random.chance(0.3), size, random.uniform(2, 10, 1, 1))
             start = random.uniform(0, 1, 1, 1) * (size + 4 - length) - 2
@@ -73,7 +75,7 @@ def _convolution(images: torch.Tensor, random: _Random) -> torch.Tensor:
     """Filter with a random 3x3 or dilated 3x3 kernel: around the image, or without a mean."""
     n = len(images)
     noise = random.normal(3, 3)
-    identity = torch.zeros(3, 3)
+    identity = torch.zeros(3, 3, device=images.device)
     identity[1, 1] = 1.0
     edges = (noise - noise.mean((1, 2), keepdim=True)) * 0.7
     blurs = noise.abs() / noise.abs().sum((1, 2), keepdim=True)
@@ -141,7 +143,9 @@ def disturb(images: torch.Tensor, generator: torch.Generator, share: float = 0.5
     n = round(share * len(images))
     for disturbance, probability in DISTURBANCES.items():
         chosen = (torch.rand(n, generator=generator) < probability).nonzero()[:, 0]
+        chosen = chosen.to(images.device)
         if len(chosen):
-            random = _Random(len(chosen), generator)
-            changed[chosen] = disturbance(changed[chosen], random).clamp(0, 1)
+            before = changed[chosen]
+            after = disturbance(before, _Random(before, generator))
+            changed[chosen] = after.clamp(0, 1)
     return changed

@@ -132,7 +132,7 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
         return {"run": run, "version": VERSION, "failed": reason}, b""
     if history.stopped:  # half a run is no record
         raise KeyboardInterrupt
-    weights = to_bytes(model.state_dict())
+    weights = to_bytes(model.cpu().state_dict())
     record = {
         "run": run,
         "version": VERSION,
