@@ -95,7 +95,7 @@ mutants: .venv/test.installed  ## mutation score of the core and of storage: 40 
 .venv-bench/bench.installed: requirements.txt benchmarks/speed/requirements.txt pyproject.toml
 	$(call INSTALL,.venv-bench,-r benchmarks/speed/requirements.txt -e .)
 
-bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 75 minutes
+bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 35 minutes
 	.venv-bench/bin/python benchmarks/speed/bench.py && .venv-bench/bin/python benchmarks/speed/figures.py
 
 search: .venv-bench/bench.installed  ## what each idea gives the fast recipe: 5 minutes

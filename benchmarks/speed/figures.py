@@ -49,7 +49,7 @@ def time_to_accuracy(records: dict) -> None:
         for k, v in goal.items()
     }
     bars(axes[0], {k: v["seconds"] for k, v in goal.items()}, notes, "seconds, logarithmic")
-    axes[0].set(xscale="log", xlim=(1, 5000))
+    axes[0].set(xscale="log", xlim=(0.3, 8000))
     axes[0].xaxis.set_major_formatter(FuncFormatter(number))
     axes[0].set_title(f"From files on disk to {record['goal']:.2%} of the test images")
     same = {k: v for k, v in record["equal_settings"].items() if "error" not in v}

@@ -4,7 +4,7 @@
 `benchmarks/speed/gpu.json`. The images stay on the device as bytes, and so do the order, the
 learning rates and the number of the step, so that one replay of the graph is a whole step: gather,
 normalise, warp, forward, backward, AdamW, average. Without a GPU the same steps run on the CPU,
-once, and no record is written. There is no record of a GPU yet.
+once, and no record is written. The record has the name of the GPU.
 """
 
 import time
