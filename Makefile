@@ -75,7 +75,7 @@ seeds: .venv/notebook.installed  ## accuracy of the default recipe over five see
 ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
 
-ablation: ideas  ## from the course project's recipe to the best and the most robust: 2 hours
+ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
 
 profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 3 minutes

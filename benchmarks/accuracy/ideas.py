@@ -32,14 +32,17 @@ STRENGTHS, COPIES = {"usual": 1.0, "wide": 1.4}, 20
 MUON = {"optimizer": "muon", "keep": "last", "precision": "bfloat16"}
 CONVNET = MUON | {
     "model": "ConvNet", "epochs": 12, "batch_size": 128, "learning_rate": 0.02,
-    "weight_decay": 0.02, "augment_strength": 0.6,
+    "weight_decay": 0.02, "augment_strength": 1.2, "elastic_strength": 0.4,
 }  # fmt: skip
-STUDENT = MUON | {
+WITHOUT = MUON | {
     "epochs": 30, "batch_size": 1024, "learning_rate": 0.05, "weight_decay": 0.05,
-    "augment_strength": 0.0, "teacher_logits": LOGITS["usual"],
 }  # fmt: skip
+TAUGHT = {
+    "augment_strength": 0.0, "elastic_strength": 1.0, "distillation_temperature": 8.0,
+    "teacher_logits": LOGITS["usual"],
+}  # fmt: skip
+STUDENT = WITHOUT | TAUGHT
 ROBUST = STUDENT | {"disturbed_share": 0.5}
-WITHOUT = {k: v for k, v in STUDENT.items() if k not in ("teacher_logits", "augment_strength")}
 # Of each group the recipe that the others change, and what they change.
 IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
     "ConvNet": (
@@ -47,7 +50,8 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
         {
             "another seed": {"seed": SEED + 1},
             "AdamW": {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.01},
-            "warps of strength 1.0": {"augment_strength": 1.0},
+            "gentler, more elastic warps": {"augment_strength": 0.6, "elastic_strength": 1.0},
+            "affine warps": {"augment_strength": 1.7, "elastic_strength": 0.0},
             "learning rate 0.05": {"learning_rate": 0.05},
         },
     ),
@@ -62,11 +66,12 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
             "learning rate 0.03": {"learning_rate": 0.03},
             "weight decay 0.1": {"weight_decay": 0.1},
             "temperature 2": {"distillation_temperature": 2.0},
-            "temperature 8": {"distillation_temperature": 8.0},
+            "temperature 4": {"distillation_temperature": 4.0},
             "batch 512": {"batch_size": 512, "learning_rate": 0.035},
             "warps of strength 1.4": {"teacher_logits": LOGITS["wide"]},
         },
     ),
+    "ConvNet as a student": (CONVNET | TAUGHT, {"another seed": {"seed": SEED + 1}}),
     "robust student": (
         ROBUST,
         {
