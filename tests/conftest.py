@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import shutil
 import threading
 
 from helpers import CLASSES, idx  # before torch: it sets how many threads that has
@@ -19,6 +20,9 @@ from mnist_mlp.datasets import load
 from mnist_mlp.datasets import mnist as mnist_files
 from mnist_mlp.evaluation import Evaluation
 
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb", "test_mistakes.py")
 
 
@@ -81,6 +85,20 @@ def mnist() -> Splits:
         if os.environ.get("REQUIRE_MNIST"):
             pytest.fail(f"REQUIRE_MNIST is set, but {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium, or the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

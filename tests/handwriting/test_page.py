@@ -3,7 +3,6 @@
 import base64
 import importlib.util
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,6 @@ from mnist_mlp.handwriting.preprocess import to_mnist
 
 WEB = ROOT / "web"
 PAGE = (WEB / "index.html").as_uri()
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 # How a person writes the ten digits: the points of each stroke, in pixels of the pad.
 STROKES = {
@@ -35,19 +31,6 @@ STROKES = {
     "8": "175,75 140,52 105,75 115,115 165,155 180,200 140,230 100,205 110,160 165,115 175,75",
     "9": "180,90 140,60 105,85 110,130 150,140 180,110 180,90 175,160 160,230",
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
