@@ -11,7 +11,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page seeds ideas ablation profile mutants \
+.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation profile mutants \
 	scaling figures bench search tune-baselines
 
 help:  ## list the commands
@@ -68,6 +68,9 @@ setup: .venv/test.installed  ## install everything that these commands need, exc
 
 page: .venv/notebook.installed  ## build web/index.html from the best weights
 	$(BIN)/python web/build.py
+
+site: .venv/test.installed  ## build site/: the page, the notebooks and the API reference as HTML
+	rm -rf site && $(BIN)/python web/build_site.py site
 
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py

@@ -1,0 +1,82 @@
+"""Build the website: the page, the notebooks, the API reference, and an index of them.
+
+`python web/build_site.py FOLDER`, or `make site`. The notebooks are shown with their committed
+outputs. No page loads anything from another host.
+"""
+
+import json
+import os
+import pkgutil
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pdoc
+from nbconvert import HTMLExporter
+
+import mnist_mlp
+
+WEB = Path(__file__).resolve().parent
+ROOT, TEMPLATES = WEB.parent, WEB / "templates"
+
+
+def index() -> str:
+    """Return the first page, with the record's result and, on GitHub, a link to the repository."""
+    record = json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())["summary"]
+    mean, stdev = record["test_accuracy_mean"], record["test_accuracy_stdev"]
+    repository = os.environ.get("GITHUB_REPOSITORY")  # only there is its address known
+    source = f' · <a href="https://github.com/{repository}">Source code</a>'
+    parts = {
+        "ACCURACY": f"{mean:.2%} ± {100 * stdev:.2f}",
+        "SECONDS": f"{record['training_seconds_mean']:.0f}",
+        "SOURCE": source if repository else "",
+    }
+    text = (TEMPLATES / "index.html").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        text = text.replace(f"@{name}@", part)
+    return text
+
+
+def notebook(name: str) -> str:
+    """Return a notebook as a page, on which the page that it names is a link."""
+    document = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    document.metadata.title = name.replace("-", " ")
+    exporter = HTMLExporter(template_file=str(TEMPLATES / "notebook.html.j2"))
+    text, _ = exporter.from_notebook_node(document)
+    return text.replace("<code>web/index.html</code>", '<a href="../draw.html">web/index.html</a>')
+
+
+def api(folder: Path) -> None:
+    """Write the API reference from the docstrings."""
+    # pdoc shows what a module's `__all__` names and finds in it, modules too. The package imports
+    # its public names on first use only.
+    vars(mnist_mlp).update({name: getattr(mnist_mlp, name) for name in mnist_mlp.__all__})
+    mnist_mlp.__all__ += [module.name for module in pkgutil.iter_modules(mnist_mlp.__path__)]
+    pdoc.render.configure(docformat="markdown", template_directory=TEMPLATES)
+    pdoc.pdoc("mnist_mlp", output_directory=folder)
+    (folder / "index.html").unlink()  # it only leads on to the package's page
+    for path in folder.rglob("*.*"):  # a constant's value is shown: a path on this machine
+        text = path.read_text(encoding="utf-8").replace(f"{ROOT.as_posix()}/", "")
+        path.write_text(text, encoding="utf-8")
+
+
+def build(folder: Path) -> None:
+    """Write the whole site into a folder."""
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    first = index()
+    (folder / "index.html").write_text(first, encoding="utf-8")
+    shutil.copy(WEB / "index.html", folder / "draw.html")
+    shutil.copy(ROOT / "figures" / "page.png", folder)
+    for name in re.findall(r'href="notebooks/(.*?)\.html"', first):
+        (folder / "notebooks" / f"{name}.html").write_text(notebook(name), encoding="utf-8")
+    api(folder / "api")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    build(Path(sys.argv[1]))
+    size = sum(path.stat().st_size for path in Path(sys.argv[1]).rglob("*") if path.is_file())
+    print(f"{sys.argv[1]}: {size / 1e6:.1f} MB")
