@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation profile mutants \
-	scaling figures bench search tune-baselines
+	scaling figures bench search tune tune-baselines
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -36,7 +36,7 @@ endef
 
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
-.PHONY: .venv/notebook.installed .venv/test.installed
+.PHONY: .venv/notebook.installed .venv/test.installed .venv/tune.installed
 endif
 
 .venv/notebook.installed: requirements.txt pyproject.toml
@@ -44,7 +44,10 @@ endif
 
 .venv/test.installed: requirements.txt pyproject.toml
 	$(call INSTALL,.venv,-e '.[test]')
-	@touch .venv/notebook.installed
+	@touch .venv/notebook.installed .venv/tune.installed
+
+.venv/tune.installed: .venv/notebook.installed
+	$(call INSTALL,.venv,-e '.[tune]')
 
 notebook: .venv/notebook.installed  ## execute the main notebook: weights, figures and outputs
 	$(BIN)/python notebooks/execute.py $(NOTEBOOK)
@@ -77,6 +80,9 @@ seeds: .venv/notebook.installed  ## accuracy of the default recipe over five see
 
 ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
+
+tune: .venv/tune.installed  ## search for a better default recipe, on validation: 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/tune.py
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py

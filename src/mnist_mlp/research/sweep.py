@@ -147,12 +147,12 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
 
 
 def _train(path: Path, run: dict, threads: int) -> tuple[Path, dict, bytes]:
-    _end_with_parent()
+    end_with_parent()
     return path, *train_run(run, threads)
 
 
 @cache
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process soon after its parent, which may have been killed. Not on Windows."""
 
     def watch(parent: int) -> None:

@@ -1,15 +1,18 @@
-"""Learning rates tried one by one, judged on the validation set."""
+"""Learning rates tried one by one, and the figure of `make tune`; judged on validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mnist_mlp.data import MEAN, STD, Splits
 from mnist_mlp.model import EnhancedNet
-from mnist_mlp.plots import new_axes
+from mnist_mlp.plots import BLUE, ORANGE, new_axes
 from mnist_mlp.recipe import Recipe
 from mnist_mlp.train import fit
 
@@ -51,3 +54,44 @@ def learning_rates_plot(
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", title="best")
     return ax
+
+
+def tuning_plot(record: Mapping) -> Figure:
+    """Draw the record of `make tune`: importances, the best against the budget, and slices."""
+    space, trials = record["space"], record["trials"]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    best = min(complete, key=lambda trial: trial["validation_loss"])
+    figure, axes = plt.subplots(2, 5, figsize=(17, 6.8), layout="constrained")
+    names, shares = zip(*reversed(record["importance"].items()), strict=True)
+    axes[0, 0].barh(names, shares, color=BLUE)
+    axes[0, 0].set(xlabel="share of the variance of log loss")
+    axes[0, 0].xaxis.set_major_formatter(PercentFormatter(1))
+    axes[0, 0].set_title(f"{names[-1]} matters most")
+    spent = np.cumsum([trial["seconds"] for trial in trials])
+    losses = [trial["validation_loss"] or np.inf for trial in trials]
+    axes[0, 1].step(spent, np.minimum.accumulate(losses), where="post", color=BLUE)
+    axes[0, 1].plot(spent, losses, "o", color=BLUE, alpha=0.4)
+    after = spent[trials.index(best)] / spent[-1]
+    axes[0, 1].set(xlabel="processor seconds", ylabel="validation loss", yscale="log")
+    axes[0, 1].set_title(f"Best after {after:.0%} of the budget")
+    for ax, (name, domain) in zip(axes.flat[2:], space.items(), strict=True):
+        values = [trial["params"][name] for trial in complete]
+        if choices := domain.get("choices"):
+            values = [choices.index(value) for value in values]
+            ax.set_xticks(range(len(choices)), choices)
+        found = best["params"][name]
+        ax.plot(
+            values, [trial["validation_loss"] for trial in complete], "o", color=BLUE, alpha=0.5
+        )
+        place = choices.index(found) if choices else found
+        ax.plot(place, best["validation_loss"], "o", color=ORANGE, markersize=10)
+        ax.set(xlabel=name, yscale="log", xscale="log" if domain.get("log") else "linear")
+        ax.set_title(f"Best at {found if choices else format(found, '.3g')}")
+    comparison = record["comparison"]
+    figure.suptitle(
+        f"The default recipe {'is to be replaced' if comparison['replace'] else 'stays'}: "
+        f"the best changes validation loss by {comparison['loss_difference']:+.4f} "
+        f"± {2 * comparison['loss_standard_error']:.4f} and accuracy by "
+        f"{100 * comparison['accuracy_difference']:+.2f} points"
+    )
+    return figure
