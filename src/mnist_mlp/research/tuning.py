@@ -58,40 +58,40 @@ def learning_rates_plot(
 
 def tuning_plot(record: Mapping) -> Figure:
     """Draw the record of `make tune`: importances, the best against the budget, and slices."""
-    space, trials = record["space"], record["trials"]
+    figure, axes = plt.subplots(2, 5, figsize=(17, 7), layout="constrained")
+    trials = record["trials"]
     complete = [trial for trial in trials if trial["state"] == "complete"]
-    best = min(complete, key=lambda trial: trial["validation_loss"])
-    figure, axes = plt.subplots(2, 5, figsize=(17, 6.8), layout="constrained")
+    losses = [trial["validation_loss"] for trial in complete]
+    best = complete[np.argmin(losses)]
     names, shares = zip(*reversed(record["importance"].items()), strict=True)
     axes[0, 0].barh(names, shares, color=BLUE)
-    axes[0, 0].set(xlabel="share of the variance of log loss")
-    axes[0, 0].xaxis.set_major_formatter(PercentFormatter(1))
-    axes[0, 0].set_title(f"{names[-1]} matters most")
+    axes[0, 0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0, 0].set(xlabel="share of log loss's variance", title=f"{names[-1]}: {shares[-1]:.0%}")
     spent = np.cumsum([trial["seconds"] for trial in trials])
-    losses = [trial["validation_loss"] or np.inf for trial in trials]
-    axes[0, 1].step(spent, np.minimum.accumulate(losses), where="post", color=BLUE)
-    axes[0, 1].plot(spent, losses, "o", color=BLUE, alpha=0.4)
-    after = spent[trials.index(best)] / spent[-1]
-    axes[0, 1].set(xlabel="processor seconds", ylabel="validation loss", yscale="log")
-    axes[0, 1].set_title(f"Best after {after:.0%} of the budget")
-    for ax, (name, domain) in zip(axes.flat[2:], space.items(), strict=True):
-        values = [trial["params"][name] for trial in complete]
+    every = [trial["validation_loss"] or np.inf for trial in trials]
+    axes[0, 1].step(spent, np.minimum.accumulate(every), where="post", color=ORANGE)
+    axes[0, 1].plot(spent, every, "o", color=BLUE, alpha=0.5)
+    share = spent[trials.index(best)] / spent[-1]
+    axes[0, 1].set(xlabel="processor seconds", title=f"Best after {share:.0%} of the budget")
+    for ax, (name, domain) in zip(axes.flat[2:], record["space"].items(), strict=True):
+        values, value = [trial["params"][name] for trial in complete], best["params"][name]
+        ax.set(xlabel=name, xscale="log" if domain.get("log") else "linear")
+        ax.set_title(f"Best at {value:.3g}" if isinstance(value, float) else f"Best at {value}")
         if choices := domain.get("choices"):
-            values = [choices.index(value) for value in values]
+            values, value = list(map(choices.index, values)), choices.index(value)
             ax.set_xticks(range(len(choices)), choices)
-        found = best["params"][name]
-        ax.plot(
-            values, [trial["validation_loss"] for trial in complete], "o", color=BLUE, alpha=0.5
-        )
-        place = choices.index(found) if choices else found
-        ax.plot(place, best["validation_loss"], "o", color=ORANGE, markersize=10)
-        ax.set(xlabel=name, yscale="log", xscale="log" if domain.get("log") else "linear")
-        ax.set_title(f"Best at {found if choices else format(found, '.3g')}")
-    comparison = record["comparison"]
+        ax.plot(values, losses, "o", color=BLUE, alpha=0.5)
+        ax.plot(value, min(losses), "o", color=ORANGE, markersize=10)
+    ticks = [t for t in (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2) if min(losses) < t < max(losses)]
+    for ax in axes.flat[1:]:
+        ax.set(yscale="log", ylabel="validation loss" if ax in (axes[0, 1], axes[1, 0]) else "")
+        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
+    found = record["comparison"]
+    verdict = "is to be replaced" if found["replace"] else "stays"
+    loss, error = found["loss_difference"], 2 * found["loss_standard_error"]
     figure.suptitle(
-        f"The default recipe {'is to be replaced' if comparison['replace'] else 'stays'}: "
-        f"the best changes validation loss by {comparison['loss_difference']:+.4f} "
-        f"± {2 * comparison['loss_standard_error']:.4f} and accuracy by "
-        f"{100 * comparison['accuracy_difference']:+.2f} points"
+        f"The default recipe {verdict}: the best one's validation loss differs by {loss:+.4f} "
+        f"± {error:.4f}, its accuracy by {100 * found['accuracy_difference']:+.2f} points"
     )
     return figure
