@@ -14,10 +14,10 @@ processor seconds of the default's 45 epochs. The default is replaced only if th
 validation loss is lower by more than two standard errors of the paired difference, and its mean
 validation accuracy is not lower.
 
-**Interruptions.** The study is a journal in `benchmarks/accuracy/runs/`. A killed command continues
-there; killed trials are trained anew. Several commands, here or with `--cluster` on Dask workers
-that share the folder and are machines like this one, work on one study. A trial that diverges is
-recorded as failed.
+**Interruptions.** `study.py` keeps the study in a journal in `benchmarks/accuracy/runs/`. A killed
+command continues there; killed trials are trained anew. Several commands, here or with `--cluster`
+on Dask workers that share the folder and are machines like this one, work on one study. A trial
+that diverges is recorded as failed.
 """
 
 import argparse
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=HERE, help="of record and journal")
     parser.add_argument("--cluster", help="address of a Dask scheduler")
     args = parser.parse_args()
+    load(args.dataset)  # which may have to be downloaded, once, not by each process
     space = {k: json.loads(json.dumps(vars(v))) for k, v in SPACE.items()}
     identity = {
         "version": VERSION | {"optuna": optuna.__version__}, "machine": machine(),
