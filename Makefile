@@ -11,8 +11,8 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation profile mutants \
-	scaling figures bench search tune tune-baselines
+.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation labels profile \
+	mutants scaling figures bench search tune tune-baselines
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -36,18 +36,18 @@ endef
 
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
-.PHONY: .venv/notebook.installed .venv/test.installed .venv/tune.installed
+.PHONY: .venv/notebook.installed .venv/test.installed .venv/tune.installed .venv/understand.installed
 endif
 
 .venv/notebook.installed: requirements.txt pyproject.toml
 	$(call INSTALL,.venv,-e '.[notebook]')
 
+.venv/tune.installed .venv/understand.installed: .venv/%.installed: .venv/notebook.installed
+	$(call INSTALL,.venv,-e '.[$*]')
+
 .venv/test.installed: requirements.txt pyproject.toml
 	$(call INSTALL,.venv,-e '.[test]')
-	@touch .venv/notebook.installed .venv/tune.installed
-
-.venv/tune.installed: .venv/notebook.installed
-	$(call INSTALL,.venv,-e '.[tune]')
+	@touch .venv/notebook.installed .venv/tune.installed .venv/understand.installed
 
 notebook: .venv/notebook.installed  ## execute the main notebook: weights, figures and outputs
 	$(BIN)/python notebooks/execute.py $(NOTEBOOK)
@@ -86,6 +86,9 @@ tune: .venv/tune.installed  ## search for a better default recipe, on validation
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
+
+labels: .venv/understand.installed  ## MNIST's training labels that are probably wrong: 2 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/labels.py
 
 profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 3 minutes
 	$(BIN)/python benchmarks/speed/epoch_profile.py

@@ -1,0 +1,91 @@
+"""Find the labels of MNIST's training set that are probably wrong, by confident learning.
+
+`make labels`, two minutes on one core; writes `benchmarks/accuracy/labels.json` with the
+most doubtful labels. Indices count the images of MNIST's training file. Needs cleanlab, which is
+in the extra `[understand]`.
+"""
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit
+from mnist_mlp.datasets import default_root, mnist
+from mnist_mlp.storage.files import write_json
+
+RECORD = Path(__file__).with_suffix(".json")
+RECIPE = Recipe(epochs=12, precision="float32", keep="last")
+FOLDS, SHOWN = 5, 100
+
+
+def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.Tensor:
+    """Return class probabilities, (N, classes), each by a network that did not see the image."""
+    probabilities = torch.zeros(len(dataset), len(dataset.classes))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=recipe.seed)
+    for parts in splitter.split(dataset.labels, dataset.labels):
+        train, held_out = map(torch.from_numpy, parts)
+        torch.manual_seed(recipe.seed)
+        model, unseen = EnhancedNet(len(dataset.classes)), dataset.subset(held_out)
+        # The last epoch is kept, whatever its validation accuracy: nothing is chosen on the fold.
+        history = fit(model, dataset.subset(train), unseen, replace(recipe, keep="last"))
+        if history.stopped:
+            raise SystemExit("Interrupted: the record was not changed.")
+        probabilities[held_out] = evaluate(model, unseen).probabilities
+    return probabilities
+
+
+def doubtful_labels(labels: torch.Tensor, probabilities: torch.Tensor) -> list[dict]:
+    """Return the labels that are probably wrong, the least probable first.
+
+    `probability`: of the given label. `suggested`: the most probable one.
+    Source: Northcutt, Jiang & Chuang, "Confident learning: estimating uncertainty in dataset
+    labels", JAIR 2021.
+    """
+    from cleanlab.filter import find_label_issues
+
+    ranked = {"return_indices_ranked_by": "self_confidence", "n_jobs": 1}
+    found = find_label_issues(labels.numpy(), probabilities.double().numpy(), **ranked)
+    return [
+        {
+            "index": i,
+            "given": int(labels[i]),
+            "suggested": int(probabilities[i].argmax()),
+            "probability": float(f"{probabilities[i, labels[i]]:.3g}"),
+        }
+        for i in found.tolist()
+    ]
+
+
+def main() -> None:
+    """Cross-validate on the training file, write the record and print its beginning."""
+    training, _ = mnist.load_mnist(default_root(), download=True)
+    probabilities = cross_validated(training, RECIPE, FOLDS)
+    doubtful = doubtful_labels(training.labels, probabilities)
+    correct = int((probabilities.argmax(1) == training.labels).sum())
+    record = {
+        "command": "make labels",
+        "recipe": RECIPE.asdict(),
+        "folds": FOLDS,
+        "images": len(training),
+        "correct": correct,
+        "doubtful_labels": len(doubtful),
+        "most_doubtful": doubtful[:SHOWN],
+        "machine": {
+            "processor": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"torch": str(torch.__version__), "cleanlab": version("cleanlab")},
+    }
+    write_json(RECORD, record)
+    print(f"{correct:,} of {len(training):,} correct, {len(doubtful)} doubtful labels:")
+    for each in doubtful[:10]:
+        print(each)
+
+
+if __name__ == "__main__":
+    main()
