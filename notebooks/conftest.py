@@ -18,6 +18,11 @@ READS = {
         "models/enhanced_model_best.pth",
         "models/conv_net.pth",
     ],
+    "What-Has-It-Learned.ipynb": [
+        "benchmarks/accuracy/labels.json",
+        "models/enhanced_model_best.pth",
+        "models/enhanced_model_robust.pth",
+    ],
     "Your-Own-Digits.ipynb": ["models/enhanced_model_best.pth"],
 }
 

@@ -67,7 +67,7 @@ def test_each_section_has_at_most_five_sentences_and_a_value_to_change_at_the_to
             for cell in cells
             if cell.cell_type == "markdown"
         )
-        assert 1 <= len(re.findall(r"[.!?:](?= |$)", prose)) <= 5, title
+        assert 1 <= len(re.findall(r"[.!?](?= |$)", prose)) <= 5, title
         line, statement = code(cells)[0].source.splitlines()[0], ast.parse(code(cells)[0].source)
         ast.literal_eval(statement.body[0].value)
         assert "  # " in line, line
