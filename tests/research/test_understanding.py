@@ -324,7 +324,8 @@ def test_planted_label_errors_are_found_and_written_into_the_record(
 
 
 def test_the_probabilities_are_by_networks_that_were_not_trained_on_the_image(script, monkeypatch):
-    dataset, *_ = blobs(50)
+    dataset, labels, _ = blobs(50)
+    dataset = replace(dataset, labels=labels)
     seen = []
 
     def remember(model, train, held_out, recipe):
