@@ -17,7 +17,7 @@ from mnist_mlp.data import MEAN, STD, ImageDataset
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.storage.files import read_json, repo_root
 
-# Test images whose label most of five people rejected, and the one that they chose instead.
+# Test images for which most of five people chose another digit than the label, and that digit.
 # Source: Northcutt, Athalye & Mueller, "Pervasive label errors in test sets destabilize machine
 # learning benchmarks", 2021: mturk/mnist_mturk.json in github.com/cleanlab/label-errors.
 KNOWN_TEST_ERRORS = {
