@@ -81,7 +81,7 @@ seeds: .venv/notebook.installed  ## accuracy of the default recipe over five see
 ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
 
-tune: .venv/tune.installed  ## search for a better default recipe, on validation: 20 minutes
+tune: .venv/tune.installed  ## search for a better default recipe, on validation: 10 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/tune.py
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours

@@ -1,6 +1,6 @@
 """Search for a better default recipe with Optuna, and compare what it finds with today's default.
 
-`make tune`, 20 minutes; writes `benchmarks/accuracy/tune.json` and `figures/tuning.png`.
+`make tune`, 10 minutes; writes `benchmarks/accuracy/tune.json` and `figures/tuning.png`.
 
 **Budget.** Each trial trains for the same processor seconds, on one core. It times one epoch, which
 is not used, and takes as many epochs as the budget holds at that rate, at least one; so its

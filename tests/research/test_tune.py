@@ -11,7 +11,7 @@ from statistics import mean
 
 import pytest
 import torch
-from helpers import ROOT, fit_with, posix
+from helpers import ROOT, fit_with, posix, published
 
 from mnist_mlp import EnhancedNet, load
 from mnist_mlp.research.sweep import cluster
@@ -282,6 +282,17 @@ def record(tune, study):
     both = results((0.03, 0.99), (0.04, 0.99))
     space = {name: json.loads(json.dumps(vars(domain))) for name, domain in study.SPACE.items()}
     return tune.record_of(found, IDENTITY | {"space": space}, {"default": both, "best": both})
+
+
+def test_the_published_record_says_that_the_default_stays(tune, study):
+    published("benchmarks/accuracy/tune.json")
+    found = json.loads((ACCURACY / "tune.json").read_bytes())
+    assert found["comparison"] == tune.judge(**found["confirmation"])
+    assert not found["comparison"]["replace"]
+    assert found["trials"][0]["params"] == study.DEFAULT
+    assert found["space"] == {k: json.loads(json.dumps(vars(v))) for k, v in study.SPACE.items()}
+    assert [run["seed"] for run in found["confirmation"]["default"]] == list(tune.SEEDS)
+    assert sum(trial["state"] in FINISHED for trial in found["trials"]) == 40
 
 
 def test_the_records_best_is_the_minimum_of_its_complete_trials(record):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from mnist_mlp.data import MEAN, STD, Splits
 from mnist_mlp.model import EnhancedNet
@@ -76,6 +76,7 @@ def tuning_plot(record: Mapping) -> Figure:
     for ax, (name, domain) in zip(axes.flat[2:], record["space"].items(), strict=True):
         values, value = [trial["params"][name] for trial in complete], best["params"][name]
         ax.set(xlabel=name, xscale="log" if domain.get("log") else "linear")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_title(f"Best at {value:.3g}" if isinstance(value, float) else f"Best at {value}")
         if choices := domain.get("choices"):
             values, value = list(map(choices.index, values)), choices.index(value)
