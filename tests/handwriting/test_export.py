@@ -1,5 +1,6 @@
 """An exported model has PyTorch's probabilities in another runtime."""
 
+import json
 import sys
 
 import numpy as np
@@ -45,8 +46,13 @@ def test_the_convolutional_network_and_other_classes_are_exported_too(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     model = ConvNet(classes=4).eval()
-    export_onnx(model, tmp_path / "net.onnx")
-    (found,) = runtime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": images})
+    with pytest.raises(ValueError, match="the model has 4 classes, expected 10"):
+        export_onnx(model, tmp_path / "net.onnx")
+    export_onnx(model, tmp_path / "net.onnx", ["circle", "cross", "gerade", "größer"])
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    assert names == ["circle", "cross", "gerade", "größer"]
+    (found,) = session.run(None, {"images": images})
     normalised = (torch.from_numpy(images) / 255 - MEAN) / STD
     np.testing.assert_allclose(found, model(normalised).softmax(1).detach(), atol=1e-5)
 

@@ -1,11 +1,13 @@
 """Export of a trained model for use without PyTorch."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mnist_mlp.data import MEAN, STD
+from mnist_mlp.data import MEAN, STD, ImageDataset
 from mnist_mlp.storage.files import atomic_write
 
 
@@ -21,25 +23,33 @@ class Classifier(nn.Module):
         return self.model((images.float() / 255 - MEAN) / STD).softmax(dim=1)
 
 
-def export_onnx(model: nn.Module, path: str | Path) -> None:
+def export_onnx(
+    model: nn.Module, path: str | Path, classes: Sequence[str] = ImageDataset.classes
+) -> None:
     """Save the model as one ONNX file, for any number of images.
 
     Its input is `images`, uint8 of shape (N, 28, 28); its output `probabilities`, float32 of shape
-    (N, classes). Raises ModuleNotFoundError without the extra `[onnx]`, and OSError if the file
-    cannot be written; an earlier file is then intact.
+    (N, classes); its metadata has the names of the classes as `classes`, a list in JSON. Raises
+    ModuleNotFoundError without the extra `[onnx]`, ValueError if the model has another number of
+    classes, and OSError if the file cannot be written; an earlier file is then intact.
     """
     try:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ONNX needs an extra: pip install -e '.[onnx]'.") from error
+    classifier, images = Classifier(model).eval(), torch.zeros(2, 28, 28, dtype=torch.uint8)
+    if (found := classifier(images).shape[1]) != len(classes):
+        raise ValueError(f"the model has {found} classes, expected {len(classes)}: name them.")
     program = torch.onnx.export(
-        Classifier(model).eval(),
-        (torch.zeros(2, 28, 28, dtype=torch.uint8),),
+        classifier,
+        (images,),
         input_names=["images"],
         output_names=["probabilities"],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
     assert program
+    proto = program.model_proto
+    proto.metadata_props.add(key="classes", value=json.dumps([*classes]))
     with atomic_write(Path(path)) as file:
-        file.write_bytes(program.model_proto.SerializeToString())
+        file.write_bytes(proto.SerializeToString())
