@@ -171,6 +171,9 @@ def test_the_search_is_of_the_fast_recipe_and_as_the_readme_says(benchmarks):
     import search
 
     found = record("search.json")
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for line in search.table(found).splitlines():
+        assert line in readme
     variants = found["variants"]
     assert {name: variant["changes"] for name, variant in variants.items()} == search.VARIANTS
     assert found["recipe"] == record("tuning.json")["peers"]["mnist_mlp, fast"]["chosen"]
