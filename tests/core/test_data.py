@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision import transforms
 
-from mnist_mlp.data import ImageDataset, epoch_generator, loader, stratified_split
+from mnist_mlp.data import ImageDataset, Splits, epoch_generator, loader, stratified_split
 from mnist_mlp.datasets import load
 
 
@@ -69,6 +69,16 @@ def test_stratified_split_is_a_stratified_partition(every):
     assert sorted(rest.tolist() + held_out.tolist()) == list(range(997))
     wanted = torch.bincount(labels) / every
     assert (torch.bincount(labels[held_out]) - wanted).abs().max() < 1
+
+
+def test_the_last_training_has_all_images_but_the_test_images_with_their_labels(toy):
+    train, validation = toy
+    both = Splits("toy", train, validation, validation.subset([0])).train_and_validation()
+    assert len(both) == len(train) + len(validation)
+    for part, start in ((train, 0), (validation, len(train))):
+        assert torch.equal(both.images[start : start + len(part)], part.images)
+        assert torch.equal(both.labels[start : start + len(part)], part.labels)
+    assert (both.classes, both.mean, both.std) == (train.classes, train.mean, train.std)
 
 
 def test_a_data_set_without_images_is_refused():
