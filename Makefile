@@ -34,20 +34,23 @@ define INSTALL
 @touch $@
 endef
 
+# What few commands need beyond the notebooks' packages.
+EXTRAS := .venv/site.installed .venv/tune.installed .venv/understand.installed
+
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
-.PHONY: .venv/notebook.installed .venv/test.installed .venv/tune.installed .venv/understand.installed
+.PHONY: $(EXTRAS) .venv/notebook.installed .venv/test.installed
 endif
 
 .venv/notebook.installed: requirements.txt pyproject.toml
 	$(call INSTALL,.venv,-e '.[notebook]')
 
-.venv/tune.installed .venv/understand.installed: .venv/%.installed: .venv/notebook.installed
+$(EXTRAS): .venv/%.installed: .venv/notebook.installed
 	$(call INSTALL,.venv,-e '.[$*]')
 
 .venv/test.installed: requirements.txt pyproject.toml
 	$(call INSTALL,.venv,-e '.[test]')
-	@touch .venv/notebook.installed .venv/tune.installed .venv/understand.installed
+	@touch .venv/notebook.installed $(EXTRAS)
 
 notebook: .venv/notebook.installed  ## execute the main notebook: weights, figures and outputs
 	$(BIN)/python notebooks/execute.py $(NOTEBOOK)
@@ -72,7 +75,7 @@ setup: .venv/test.installed  ## install everything that these commands need, exc
 page: .venv/notebook.installed  ## build web/index.html from the best weights
 	$(BIN)/python web/build.py
 
-site: .venv/test.installed  ## build site/: the page, the notebooks and the API reference as HTML
+site: .venv/site.installed  ## build site/: the page, the notebooks and the API reference as HTML
 	rm -rf site && $(BIN)/python web/build_site.py site
 
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
