@@ -35,7 +35,7 @@ define INSTALL
 endef
 
 # What few commands need beyond the notebooks' packages.
-EXTRAS := .venv/site.installed .venv/tune.installed .venv/understand.installed
+EXTRAS := .venv/site.installed .venv/understand.installed
 
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
@@ -84,7 +84,7 @@ seeds: .venv/notebook.installed  ## accuracy of the default recipe over five see
 ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
 
-tune: .venv/tune.installed  ## search for a better default recipe, on validation: 10 minutes
+tune: .venv/notebook.installed  ## search for a better default recipe, on validation: 10 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/tune.py
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours

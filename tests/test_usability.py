@@ -61,7 +61,7 @@ trained = []
 def counted(model, train, validation, recipe, _fit=fit, **options):
     trained.append(recipe.epochs)
     return _fit(model, train, validation, recipe, **options)
-fit = tuning.fit = counted
+fit = tuning.fit = trials.fit = counted
 """
 
 
@@ -70,7 +70,7 @@ def test_in_the_notebook_a_quick_look_trains_few_epochs_in_all(runner):
     runner("label_smoothing = 0.0", epochs(2))
     runner("recipe = Recipe(", lambda source: source + COUNTED)
     runner("by_scale = {")
-    runner("by_rate = tuning")
+    runner("small = trials")
     cell = runner("history = fit(model", lambda source: f"{source}\nprint('in all', sum(trained))")
     assert "in all 7" in text(cell)
 
@@ -88,7 +88,7 @@ def test_in_the_notebook_interrupting_the_tuning_says_so(runner):
     runner("label_smoothing = 0.0", epochs(45))
     runner("recipe = Recipe(", lambda source: source + INTERRUPTING)
     with pytest.raises(CellExecutionError, match=r"interrupted: run this cell again") as found:
-        runner("by_rate = tuning")
+        runner("small = trials")
     assert "KeyboardInterrupt" in str(found.value)
     assert "AssertionError" not in str(found.value)
 

@@ -14,12 +14,13 @@ from joblib import Parallel, delayed
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from tqdm import tqdm
 
 from mnist_mlp import EnhancedNet, Recipe, fit, load
 from mnist_mlp.data import Splits
 from mnist_mlp.research.sweep import end_with_parent
+from mnist_mlp.research.trials import run, state_of, train_trial
 
 SEED = 20
 SPACE = {
@@ -92,13 +93,6 @@ def _remove_cut_off_line(journal: Path) -> None:
             file.truncate(len(content) - len(rest))
 
 
-def state_of(trial: FrozenTrial) -> str:
-    """Return "complete", "pruned", "failed" (it diverged), "killed", "running" or "waiting"."""
-    if trial.state == TrialState.FAIL:
-        return "failed" if "failed" in trial.user_attrs else "killed"
-    return trial.state.name.lower()
-
-
 def count(study: optuna.Study, *states: str) -> int:
     """Return how many trials are in these states."""
     return sum(state_of(trial) in states for trial in study.trials)
@@ -121,25 +115,7 @@ def train(trial: optuna.Trial, splits: Splits, seconds: float) -> float | None:
     """Return the validation loss after so many processor seconds, or None if it was pruned."""
     recipe = Recipe(**trial.params, seed=SEED)
     epochs = max(1, int(seconds / epoch_seconds(splits, recipe)))
-    trial.set_user_attr("epochs", epochs)
-    pruned, start = False, time.process_time()
-
-    def on_epoch(history) -> bool:
-        nonlocal pruned
-        done = len(history.epochs)
-        quarter = 4 * done // epochs  # trials with other numbers of epochs have these in common
-        if quarter > 4 * (done - 1) // epochs:
-            trial.report(history.epochs[-1]["validation_loss"], quarter)
-            pruned = quarter < 4 and bool(trial.should_prune())  # a NumPy bool does not stop `fit`
-        return pruned
-
-    torch.manual_seed(SEED)
-    model, recipe = EnhancedNet(len(splits.train.classes)), replace(recipe, epochs=epochs)
-    history = fit(model, splits.train, splits.validation, recipe, on_epoch=on_epoch, progress=False)
-    trial.set_user_attr("seconds", time.process_time() - start)
-    if history.stopped and not pruned:
-        raise KeyboardInterrupt
-    return None if pruned else history.epochs[history.best_epoch - 1]["validation_loss"]
+    return train_trial(trial, splits, replace(recipe, epochs=epochs))
 
 
 def run_trial(journal: Path, identity: dict, trials: int) -> None:
@@ -157,12 +133,8 @@ def run_trial(journal: Path, identity: dict, trials: int) -> None:
             )
             trial = study.ask(SPACE)
             stack.enter_context(lock_of(journal, trial.number))
-        try:
-            loss = train(trial, load(identity["dataset"], download=False), identity["seconds"])
-            study.tell(trial, loss, TrialState.PRUNED if loss is None else TrialState.COMPLETE)
-        except FloatingPointError as error:
-            trial.set_user_attr("failed", str(error))
-            study.tell(trial, state=TrialState.FAIL)
+        splits = load(identity["dataset"], download=False)
+        run(study, trial, train, splits, identity["seconds"])
 
 
 def run_study(journal: Path, identity: dict, trials: int, processes: int) -> optuna.Study:

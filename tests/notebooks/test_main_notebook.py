@@ -156,7 +156,8 @@ def results(cell) -> list:
 def test_every_cell_may_be_run_again_and_in_any_order_with_the_same_result(on_digits):
     state = (
         "import hashlib; print(hashlib.sha256(b''.join(t.numpy().tobytes() for t in "
-        "model.state_dict().values())).hexdigest(), by_rate, by_scale, test.n_correct, "
+        "model.state_dict().values())).hexdigest(), by_scale, test.n_correct, "
+        "[[t['params'], t['losses']] for t in small['trials']], "
         "history.validation_accuracy, tweaked_history.validation_accuracy, "
         "list(notebook.runs.histories()))"
     )

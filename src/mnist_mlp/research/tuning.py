@@ -1,4 +1,4 @@
-"""Learning rates tried one by one, and the figure of `make tune`; judged on validation."""
+"""Learning rates tried one by one, and the figures of the studies; judged on validation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from mnist_mlp.data import MEAN, STD, Splits
 from mnist_mlp.model import EnhancedNet
-from mnist_mlp.plots import BLUE, ORANGE, new_axes
+from mnist_mlp.plots import BLUE, GREY, ORANGE, new_axes
 from mnist_mlp.recipe import Recipe
+from mnist_mlp.storage.files import read_json, repo_root
 from mnist_mlp.train import fit
 
 
@@ -83,11 +85,7 @@ def tuning_plot(record: Mapping) -> Figure:
             ax.set_xticks(range(len(choices)), choices)
         ax.plot(values, losses, "o", color=BLUE, alpha=0.5)
         ax.plot(value, min(losses), "o", color=ORANGE, markersize=10)
-    ticks = [t for t in (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2) if min(losses) < t < max(losses)]
-    for ax in axes.flat[1:]:
-        ax.set(yscale="log", ylabel="validation loss" if ax in (axes[0, 1], axes[1, 0]) else "")
-        ax.set_yticks(ticks, list(map(str, ticks)))
-        ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
+    _log_losses(axes.flat[1:], losses, (axes[0, 1], axes[1, 0]))
     found = record["comparison"]
     verdict = "is to be replaced" if found["replace"] else "stays"
     loss, error = found["loss_difference"], 2 * found["loss_standard_error"]
@@ -96,3 +94,98 @@ def tuning_plot(record: Mapping) -> Figure:
         f"± {error:.4f}, its accuracy by {100 * found['accuracy_difference']:+.2f} points"
     )
     return figure
+
+
+def read_record() -> dict:
+    """Return the record of `make tune`."""
+    path = repo_root() / "benchmarks" / "accuracy" / "tune.json"
+    return read_json(path, {"space": dict, "trials": list, "best": int})
+
+
+def finding(small: Mapping) -> str:
+    """Return in one line what a small study has found."""
+    states, best = [trial["state"] for trial in small["trials"]], small["best"]
+    if best is None:
+        return f"no trial of {len(states)} was completed, so only the recorded study is shown"
+    losses = [trial["validation_loss"] for trial in small["trials"]]
+    counts = f"{len(states)} trials, {states.count('pruned')} stopped early"
+    counts += f", {states.count('failed')} diverged" if "failed" in states else ""
+    recipes = f", the recipe's {losses[0]:.3f}" if losses[0] and best else " is the recipe's"
+    return f"{counts}; the best validation loss {losses[best]:.3f}{recipes}"
+
+
+def study_plot(small: Mapping, recorded: Mapping, name: str) -> Figure:
+    """Draw a small study's losses by epoch, and its slices over those of the record.
+
+    `small`: as `trials.small_study` returns it, `name`: of its data set. A cross is a trial that
+    was stopped early, at the loss that it had then.
+    """
+    space = small["space"] or recorded["space"]
+    shape = (-(-(1 + len(space)) // 3), 3)
+    width, height = 11, 0.5 + 2.6 * shape[0]
+    figure, axes = plt.subplots(*shape, figsize=(width, height), layout="constrained")
+    first, *others = axes.flat
+    for trial in small["trials"]:
+        epochs, losses = list(trial["losses"]), list(trial["losses"].values())
+        colour = {0: "black", small["best"]: ORANGE}.get(trial["number"], BLUE)
+        thick = 1.2 if colour == BLUE else 2
+        first.plot(epochs, losses, "o-", color=colour, linewidth=thick, markersize=4, alpha=0.7)
+        if trial["state"] == "pruned":
+            first.plot(epochs[-1:], losses[-1:], "x", color=BLUE, markersize=8)
+    first.xaxis.set_major_locator(MaxNLocator(integer=True))
+    first.set(xlabel="epoch" if small["trials"] else "no trials: Optuna is missing")
+    for ax, field in zip(others, space, strict=False):
+        _slices(ax, field, [r for r in (recorded, small) if field in r["space"]])
+    for ax in others[len(space) :]:
+        ax.set_axis_off()
+    every = [v for t in small["trials"] for v in t["losses"].values()]
+    every += [t["validation_loss"] for t in recorded["trials"] if t["state"] == "complete"]
+    _log_losses(axes.flat, every, axes[:, 0])
+    marks = (
+        (f"{name}, this study", BLUE, "o", 6), ("stopped early", BLUE, "x", 8),
+        ("its best", ORANGE, "o", 9), ("MNIST, recorded study", GREY, "o", 6),
+    )  # fmt: skip
+    handles = [Line2D([], [], color="black", linewidth=2, marker="o", ms=4, label="the recipe")]
+    for label, colour, marker, size in marks:
+        line = Line2D([], [], linestyle="", color=colour, marker=marker, ms=size, label=label)
+        handles.append(line)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
+    return figure
+
+
+def _slices(ax: Axes, field: str, records: Sequence[Mapping]) -> None:
+    """Draw each trial's last validation loss against its value of a field, the last record on top.
+
+    A field that is a choice in one of the records is drawn as one.
+    """
+    domains = [record["space"][field] for record in records]
+    choices = {value for domain in domains for value in domain.get("choices", ())}
+    if choices:
+        choices |= {trial["params"][field] for r in records for trial in r["trials"]}
+        ax.set_xticks(range(len(choices)), sorted(choices))
+    elif domains[-1].get("log"):
+        ax.set(xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel=field)
+    for record in records:
+        colour, best = (BLUE, ORANGE) if "epochs" in record else (GREY, GREY)
+        for trial in record["trials"]:
+            value = trial["params"][field]
+            value = sorted(choices).index(value) if choices else value
+            if trial["number"] == record["best"]:
+                ax.plot(value, trial["validation_loss"], "o", color=best, markersize=9, zorder=4)
+            elif trial["state"] == "complete":
+                ax.plot(value, trial["validation_loss"], "o", color=colour, alpha=0.6, zorder=3)
+            elif trial.get("losses"):
+                ax.plot(value, list(trial["losses"].values())[-1], "x", color=colour, markersize=8)
+
+
+def _log_losses(axes, losses: Sequence[float], labelled) -> None:
+    """Give the axes a logarithmic scale with plain numbers for their validation losses."""
+    ticks = [t for t in (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2) if min(losses) < t < max(losses)]
+    for ax in axes:
+        ax.set(yscale="log", ylabel="validation loss" if ax in labelled else "")
+        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
