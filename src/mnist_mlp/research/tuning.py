@@ -123,7 +123,9 @@ def study_plot(small: Mapping, recorded: Mapping, name: str) -> Figure:
     space = small["space"] or recorded["space"]
     shape = (-(-(1 + len(space)) // 3), 3)
     width, height = 11, 0.5 + 2.6 * shape[0]
-    figure, axes = plt.subplots(*shape, figsize=(width, height), layout="constrained")
+    figure, axes = plt.subplots(
+        *shape, figsize=(width, height), layout="constrained", squeeze=False
+    )
     first, *others = axes.flat
     for trial in small["trials"]:
         epochs, losses = list(trial["losses"]), list(trial["losses"].values())
