@@ -57,8 +57,9 @@ function otsu(values) {
   for (let i = 0; i < 255; i++) {
     below += count[i];
     sum += count[i] * middle(i);
-    const above = values.length - below;
-    const between = below * above * (sum / below - (all - sum) / above) ** 2;
+    const rest = values.length - below; // none where all values are alike
+    const means = sum / Math.max(below, 1) - (all - sum) / Math.max(rest, 1);
+    const between = below * rest * means ** 2;
     if (between > best) { best = between; threshold = (i + 1) * top / 256; }
   }
   return threshold;
