@@ -1,12 +1,13 @@
-// A pad to draw a digit on, and bars for what is made of it: for the notebook's widget (widget.js)
+// A pad to draw digits on, and bars for what is made of one: for the notebook's widget (widget.js)
 // and for the page (web/build.py).
 
-const SIDE = 280, PEN = 22, ERASER = 40;
+const HEIGHT = 280, PEN = 22, ERASER = 40;
 
 const STYLE = `
 .pad { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
 .pad canvas { background: white; touch-action: none; border-radius: 8px; cursor: crosshair; }
-.pad .paper { width: 280px; max-width: 100%; aspect-ratio: 1; box-shadow: 0 0 0 1px #8888; }
+.pad .sheet { max-width: 100%; }
+.pad .paper { display: block; max-width: 100%; box-shadow: 0 0 0 1px #8888; }
 .pad .seen { width: 112px; height: 112px; image-rendering: pixelated; background: black; }
 .pad .place { position: relative; }
 .pad .pen { position: absolute; width: 12px; height: 12px; margin: -8px; border-radius: 50%;
@@ -16,6 +17,7 @@ const STYLE = `
 .pad button { font: inherit; font-size: 15px; padding: 6px 10px; border-radius: 6px; border: 1px solid #8888;
   background: transparent; color: inherit; cursor: pointer; }
 .pad button[aria-pressed=true] { background: #0072b2; color: white; }
+.pad .answer { flex: 0 1 310px; }
 .pad .bars { display: grid; grid-template-columns: auto minmax(80px, 160px) 4em; gap: 3px 10px;
   justify-content: start; align-items: center; font-variant-numeric: tabular-nums; }
 .pad .bar { height: 14px; border-radius: 3px; background: #8883; overflow: hidden; }
@@ -33,41 +35,51 @@ function make(tag, properties, parent) {
 }
 
 // Put a pad into `host`. `changed(canvas)` is called after each stroke and, at most once a frame,
-// during it; `changed(null)` when the pad is empty. Black ink on white, 280x280.
-export function drawingPad(host, changed) {
+// during it; `changed(null)` when the pad is empty. Black ink on white, `width` x 280.
+export function drawingPad(host, changed, width = HEIGHT) {
   make("style", { textContent: STYLE }, host);
   const pad = make("div", { className: "pad" }, host);
-  const left = make("div", {}, pad), place = make("div", { className: "place" }, left);
-  const canvas = make("canvas", { className: "paper", width: SIDE, height: SIDE, tabIndex: 0 }, place);
+  const left = make("div", { className: "sheet" }, pad), place = make("div", { className: "place" }, left);
+  const canvas = make("canvas", { className: "paper", width, height: HEIGHT, tabIndex: 0 }, place);
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "Drawing pad. The arrow keys move the pen, the space bar "
     + "lowers and lifts it, Control Z undoes, Escape clears.");
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high"; // a photograph's thin strokes must not fall between pixels
   let marks = []; // strokes, pictures, and "clear": undo takes the last one back
+  let stroke = null; // the mark that is being drawn
   let erasing = false, waiting = false;
 
   function draw(mark) {
     if (mark === "clear") {
       context.fillStyle = "white";
-      context.fillRect(0, 0, SIDE, SIDE);
+      context.fillRect(0, 0, width, HEIGHT);
     } else if (mark.picture) {
       draw("clear");
-      const scale = SIDE / Math.max(mark.picture.width, mark.picture.height);
-      const [w, h] = [mark.picture.width * scale, mark.picture.height * scale];
-      context.drawImage(mark.picture, (SIDE - w) / 2, (SIDE - h) / 2, w, h);
+      const { picture } = mark, scale = Math.min(width / picture.width, HEIGHT / picture.height);
+      const [w, h] = [picture.width * scale, picture.height * scale];
+      context.drawImage(picture, (width - w) / 2, (HEIGHT - h) / 2, w, h);
     } else {
-      context.strokeStyle = context.fillStyle = mark.erase ? "white" : "black";
-      context.lineWidth = mark.erase ? ERASER : PEN;
-      context.lineCap = context.lineJoin = "round";
-      context.beginPath();
-      if (mark.points.length === 1) { // a tap: browsers draw no line of no length
-        context.arc(...mark.points[0], context.lineWidth / 2, 0, 2 * Math.PI);
-        context.fill();
-        return;
-      }
-      context.moveTo(...mark.points[0]);
-      for (const point of mark.points) context.lineTo(...point);
+      for (let i = 0; i <= mark.points.length; i++) drawPiece(mark, i);
+    }
+  }
+  // A stroke is painted piece by piece, and again in the same pieces: so it gets the same pixels.
+  // A dot; then, for each point, the curve between the middles before and behind the last point,
+  // which is its control point; in the end a line to the last point.
+  function drawPiece({ points, erase }, i) {
+    const middle = (j) => points[j].map((v, axis) => (v + points[j - 1][axis]) / 2);
+    context.strokeStyle = context.fillStyle = erase ? "white" : "black";
+    context.lineWidth = erase ? ERASER : PEN;
+    context.lineCap = context.lineJoin = "round";
+    context.beginPath();
+    if (i === 0) {
+      context.arc(...points[0], context.lineWidth / 2, 0, 2 * Math.PI);
+      context.fill();
+    } else if (points.length > 1) {
+      context.moveTo(...i === 1 ? points[0] : middle(i - 1));
+      if (i === points.length) context.lineTo(...points[i - 1]);
+      else if (i === 1) context.lineTo(...middle(1));
+      else context.quadraticCurveTo(...points[i - 1], ...middle(i));
       context.stroke();
     }
   }
@@ -80,59 +92,77 @@ export function drawingPad(host, changed) {
     });
   }
   function add(mark) {
+    end();
     marks.push(mark);
     draw(mark);
-    tell();
-  }
-  function redraw() {
-    draw("clear");
-    marks.forEach(draw);
     tell();
   }
   function clear() {
     if (marks.length && marks.at(-1) !== "clear") add("clear");
   }
   function undo() {
+    stroke = null;
     marks.pop();
-    redraw();
+    draw("clear");
+    marks.forEach(draw);
+    tell();
+  }
+  function begin(point, erase) {
+    end();
+    marks.push(stroke = { points: [point], erase });
+    drawPiece(stroke, 0);
+    tell();
   }
   function lengthen(point) {
-    const { points } = marks.at(-1);
+    if (!stroke) return;
+    const { points } = stroke, last = points.at(-1);
+    if (Math.hypot(point[0] - last[0], point[1] - last[1]) < 2) return; // a hand that trembles
     points.push(point);
-    draw({ ...marks.at(-1), points: points.slice(-2) });
+    drawPiece(stroke, points.length - 1);
+    tell();
+  }
+  function end() {
+    if (!stroke) return;
+    drawPiece(stroke, stroke.points.length);
+    stroke = null;
     tell();
   }
 
   const at = (event) => {
     const box = canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) * SIDE / box.width, (event.clientY - box.top) * SIDE / box.height];
+    return [(event.clientX - box.left) * width / box.width, (event.clientY - box.top) * HEIGHT / box.height];
   };
   let pointer = null; // one at a time: a palm beside the pen draws nothing
   canvas.addEventListener("pointerdown", (event) => {
     if (pointer !== null || event.button > 0 && event.button !== 5) return;
     pointer = event.pointerId;
     canvas.setPointerCapture(pointer);
-    add({ points: [at(event)], erase: erasing || event.button === 5 }); // 5: a pen's eraser
+    begin(at(event), erasing || event.button === 5); // 5: a pen's eraser
   });
   canvas.addEventListener("pointermove", (event) => {
     if (event.pointerId !== pointer) return;
     for (const part of event.getCoalescedEvents?.() ?? []) lengthen(at(part));
     lengthen(at(event));
   });
-  for (const end of ["pointerup", "pointercancel"])
-    canvas.addEventListener(end, (event) => { if (event.pointerId === pointer) pointer = null; });
+  for (const name of ["pointerup", "pointercancel"])
+    canvas.addEventListener(name, (event) => {
+      if (event.pointerId !== pointer) return;
+      pointer = null;
+      end();
+    });
 
   const pen = make("div", { className: "pen", hidden: true }, place);
-  let spot = [SIDE / 2, SIDE / 2], down = false;
+  let spot = [width / 2, HEIGHT / 2], down = false;
   canvas.addEventListener("keydown", (event) => {
     const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
     const move = moves[event.key];
     if (move) {
-      spot = spot.map((v, axis) => Math.min(SIDE, Math.max(0, v + move[axis])));
+      spot = spot.map((v, axis) => Math.min([width, HEIGHT][axis], Math.max(0, v + move[axis])));
       if (down) lengthen(spot);
     } else if (event.key === " ") {
       down = !down;
-      if (down) add({ points: [spot], erase: erasing });
+      if (down) begin(spot, erasing);
+      else end();
     } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
       down = false;
       undo();
@@ -144,10 +174,14 @@ export function drawingPad(host, changed) {
     event.stopPropagation(); // a notebook has keys of its own
     pen.hidden = false;
     pen.classList.toggle("down", down);
-    pen.style.left = `${100 * spot[0] / SIDE}%`;
-    pen.style.top = `${100 * spot[1] / SIDE}%`;
+    pen.style.left = `${100 * spot[0] / width}%`;
+    pen.style.top = `${100 * spot[1] / HEIGHT}%`;
   });
-  canvas.addEventListener("blur", () => { pen.hidden = true; down = false; });
+  canvas.addEventListener("blur", () => {
+    pen.hidden = true;
+    if (down) end();
+    down = false;
+  });
 
   const tools = make("div", { className: "tools" }, left);
   make("button", { textContent: "Undo", type: "button", onclick: undo }, tools);
@@ -163,10 +197,10 @@ export function drawingPad(host, changed) {
   return { pad, left, tools, put: (picture) => add({ picture }) };
 }
 
-// Put bars, and the image that the network sees, into a pad. Returns `show(probabilities, image)`:
-// the image as 784 bytes, both null for nothing.
+// Put bars, and the image that the network sees, into a pad. Returns `show(probabilities, image,
+// said)`: the image as 784 bytes, both null for nothing; a sentence, if it is not of this one image.
 export function answers(pad, classes) {
-  const right = make("div", {}, pad);
+  const right = make("div", { className: "answer" }, pad);
   const spoken = make("div", { className: "spoken" }, right);
   spoken.setAttribute("role", "status"); // read aloud when it changes
   const bars = make("div", { className: "bars" }, right);
@@ -181,9 +215,8 @@ export function answers(pad, classes) {
   seen.setAttribute("role", "img");
   seen.setAttribute("aria-label", "What the network sees, 28 by 28 pixels");
   make("figcaption", { textContent: "What the network sees: 28 × 28 pixels" }, figure);
-  const context = seen.getContext("2d");
 
-  return function show(probabilities, image) {
+  return function show(probabilities, image, said = null) {
     const best = probabilities ? probabilities.indexOf(Math.max(...probabilities)) : -1;
     rows.forEach(({ label, fill, value }, i) => {
       const percent = probabilities ? 100 * probabilities[i] : 0;
@@ -191,15 +224,17 @@ export function answers(pad, classes) {
       value.textContent = probabilities ? `${percent.toFixed(1)}%` : "";
       label.className = i === best ? "first" : "";
     });
-    const said = probabilities
+    said ??= probabilities
       ? `This looks like ${classes[best]}: ${(100 * probabilities[best]).toFixed(0)}%.`
       : "Draw a digit from 0 to 9.";
     if (spoken.textContent !== said) spoken.textContent = said;
-    const picture = context.createImageData(28, 28);
-    for (let i = 0; i < 784; i++) {
-      picture.data.fill(image ? image[i] : 0, 4 * i, 4 * i + 3);
-      picture.data[4 * i + 3] = 255;
-    }
-    context.putImageData(picture, 0, 0);
+    paint(seen, image ?? new Uint8Array(784));
   };
+}
+
+// White on black: 784 bytes on a canvas of 28x28.
+function paint(canvas, image) {
+  const context = canvas.getContext("2d"), picture = context.createImageData(28, 28);
+  image.forEach((v, i) => picture.data.set([v, v, v, 255], 4 * i));
+  context.putImageData(picture, 0, 0);
 }
