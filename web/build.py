@@ -33,6 +33,7 @@ def page(weights: Path) -> str:
     parts = {
         "RESULT": result,
         "DIGITS": (HERE / "digits.js").read_text(encoding="utf-8"),
+        "NETWORK": (HERE / "network.js").read_text(encoding="utf-8"),
         "PAD": PAD.read_text(encoding="utf-8").replace("export function", "function"),
         "WEIGHTS": base64.b64encode(integers).decode(),
         "SCALES": json.dumps(scales),

@@ -1,5 +1,5 @@
-// What `mnist_mlp.images.to_mnist` and `EnhancedNet` do, in the browser. A test holds this file to
-// those two: change both.
+// What `to_mnist` and `segment_digits` of `mnist_mlp.handwriting.preprocess` do, in the browser. A
+// test holds this file to those two: change both.
 
 const WORK_SIDE = 640, FAINTEST = 0.06, THINNEST = 1.5;
 
@@ -12,6 +12,14 @@ function roundEven(x) {
 function median(values) {
   const sorted = Float64Array.from(values).sort(), half = sorted.length >> 1;
   return sorted.length & 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+// As `values.filter((v) => v > limit)`, which takes several times as long.
+function above(values, limit) {
+  const kept = new Float64Array(values.length);
+  let n = 0;
+  for (let i = 0; i < values.length; i++) if (values[i] > limit) kept[n++] = values[i];
+  return kept.subarray(0, n);
 }
 
 // Brightness from 0 to 1, on a paper of the given brightness where the picture is transparent,
@@ -27,7 +35,8 @@ function greyOf({ data, width, height }, paper = 255) {
       sum[j] += data[i + 3] === 255 ? seen : paper + (seen - paper) * data[i + 3] / 255;
       count[j]++;
     }
-  return { values: sum.map((s, j) => Math.round(s / count[j]) / 255), w, h };
+  for (let j = 0; j < sum.length; j++) sum[j] = Math.round(sum[j] / count[j]) / 255;
+  return { values: sum, w, h };
 }
 
 // Solve a x = b for a small symmetric positive definite matrix, by elimination.
@@ -65,7 +74,7 @@ function otsu(values) {
   return threshold;
 }
 
-// The ink from 0 to 1, paper and specks taken away; null where there is none.
+// The ink from 0 to 1, without the paper, and its components; null where there is none.
 function inkOf({ values, w, h }) {
   const step = Math.ceil(Math.max(w, h) / 64);
   const at = (i, n) => n > 1 ? 2 * i / (n - 1) - 1 : 0;
@@ -106,51 +115,72 @@ function inkOf({ values, w, h }) {
       cubes += ink[i] * ink[i] * ink[i];
     }
   for (let i = 0; i < ink.length; i++) ink[i] = Math.max(0, cubes > 0 ? ink[i] : -ink[i]);
-  const threshold = otsu(ink.filter((v) => v > 3 * noise));
-  const above = ink.filter((v) => v > threshold), full = above.length ? median(above) : 0;
+  const most = above(ink, otsu(above(ink, 3 * noise))), full = most.length ? median(most) : 0;
   if (full < Math.max(FAINTEST, 4.5 * noise)) return null;
   const least = Math.max(0.15 * full, 4 * noise);
   for (let i = 0; i < ink.length; i++) ink[i] = ink[i] < least ? 0 : Math.min(ink[i] / full, 1);
-  return dropSpecks(ink, w, h);
+  return { ink, w, ...componentsOf(ink, w, h) };
 }
 
-// Set to 0 what belongs to a blob with less than a twentieth of the largest one's ink.
-function dropSpecks(ink, w, h) {
-  const blob = new Int32Array(w * h), mass = [0], stack = [];
+// The connected components of the ink: the number of each pixel's, and of each component its box, up
+// to the last row and column. Without those of less than a twentieth of the largest one's ink.
+function componentsOf(ink, w, h) {
+  const numbers = new Int32Array(w * h), all = [], stack = [];
   for (let start = 0; start < ink.length; start++) {
-    if (!ink[start] || blob[start]) continue;
-    const number = mass.length;
-    mass.push(0);
-    blob[start] = number;
+    if (!ink[start] || numbers[start]) continue;
+    const box = { top: h, bottom: -1, left: w, right: -1, mass: 0, numbers: [all.length + 1] };
+    all.push(box);
+    numbers[start] = all.length;
     stack.push(start);
     while (stack.length) {
       const i = stack.pop(), x = i % w, y = (i - x) / w;
-      mass[number] += ink[i];
+      box.mass += ink[i];
+      box.top = Math.min(box.top, y); box.bottom = Math.max(box.bottom, y);
+      box.left = Math.min(box.left, x); box.right = Math.max(box.right, x);
       for (let v = Math.max(0, y - 1); v <= Math.min(h - 1, y + 1); v++)
         for (let u = Math.max(0, x - 1); u <= Math.min(w - 1, x + 1); u++) {
           const j = v * w + u;
-          if (ink[j] && !blob[j]) { blob[j] = number; stack.push(j); }
+          if (ink[j] && !numbers[j]) { numbers[j] = all.length; stack.push(j); }
         }
     }
   }
-  const least = 0.05 * mass.reduce((a, b) => Math.max(a, b));
-  for (let i = 0; i < ink.length; i++) if (mass[blob[i]] < least) ink[i] = 0;
-  return { ink, w, h };
+  const least = 0.05 * all.reduce((most, { mass }) => Math.max(most, mass), 0);
+  return { numbers, components: all.filter(({ mass }) => mass >= least) };
 }
 
-function boxOf({ ink, w, h }) {
-  let top = h, bottom = -1, left = w, right = -1;
-  for (let y = 0, i = 0; y < h; y++)
-    for (let x = 0; x < w; x++, i++)
-      if (ink[i] > 0) {
-        top = Math.min(top, y); bottom = Math.max(bottom, y);
-        left = Math.min(left, x); right = Math.max(right, x);
-      }
-  return { top, left, height: bottom - top + 1, width: right - left + 1 };
+const union = (a, b) => ({
+  top: Math.min(a.top, b.top), bottom: Math.max(a.bottom, b.bottom),
+  left: Math.min(a.left, b.left), right: Math.max(a.right, b.right),
+  numbers: [...a.numbers, ...b.numbers],
+});
+
+// The components of each digit, from left to right: those above each other are one digit's.
+function groupByDigit(components) {
+  const groups = [], widthOf = ({ left, right }) => right - left + 1;
+  for (const next of [...components].sort((a, b) => a.left - b.left)) {
+    const last = groups.at(-1);
+    if (last && last.right + 1 - next.left >= 0.4 * Math.min(widthOf(next), widthOf(last)))
+      groups[groups.length - 1] = union(last, next);
+    else groups.push(next);
+  }
+  return groups;
+}
+
+// The ink of a group of components, as large as its box.
+function cut({ ink, w, numbers }, group) {
+  const width = group.right - group.left + 1, height = group.bottom - group.top + 1;
+  const digit = { ink: new Float64Array(width * height), w: width, h: height };
+  const own = new Set(group.numbers);
+  for (let y = 0, i = 0; y < height; y++)
+    for (let x = 0; x < width; x++, i++) {
+      const j = (group.top + y) * w + group.left + x;
+      if (own.has(numbers[j])) digit.ink[i] = ink[j];
+    }
+  return digit;
 }
 
 // A thin pen's strokes made as wide as MNIST's thinnest.
-function thicken(digit, box) {
+function thicken(digit) {
   const { ink, w, h } = digit;
   let area = 0, edge = 0;
   for (let y = 0, i = 0; y < h; y++)
@@ -162,8 +192,7 @@ function thicken(digit, box) {
         + (y === 0 || ink[i - w] <= 0.5) + (y === h - 1 || ink[i + w] <= 0.5);
     }
   const width = 2 * area / Math.max(1, edge);
-  const side = Math.max(box.width, box.height);
-  const missing = roundEven((THINNEST * side / 20 - width) / 2);
+  const missing = roundEven((THINNEST * Math.max(w, h) / 20 - width) / 2);
   if (missing <= 0) return digit;
   const big = { w: w + 2 * missing, h: h + 2 * missing };
   big.ink = new Float64Array(big.w * big.h);
@@ -194,16 +223,14 @@ function resampling(from, to) {
 }
 
 // Scaled to fit 20x20, its centre of mass in the middle of 28x28: bytes, 0 to 255.
-function centre({ ink, w }, box) {
-  const longest = Math.max(box.width, box.height);
-  const size = [box.height, box.width].map((side) => Math.max(1, roundEven(20 * side / longest)));
-  const across = resampling(box.width, size[1]), down = resampling(box.height, size[0]);
-  const narrow = new Float64Array(box.height * size[1]), small = new Float64Array(size[0] * size[1]);
-  for (let y = 0; y < box.height; y++)
+function centre({ ink, w, h }) {
+  const longest = Math.max(w, h), size = [h, w].map((side) => Math.max(1, roundEven(20 * side / longest)));
+  const across = resampling(w, size[1]), down = resampling(h, size[0]);
+  const narrow = new Float64Array(h * size[1]), small = new Float64Array(size[0] * size[1]);
+  for (let y = 0; y < h; y++)
     across.forEach(({ first, weights }, x) => {
-      const start = (box.top + y) * w + box.left + first;
       for (let k = 0; k < weights.length; k++)
-        narrow[y * size[1] + x] += weights[k] * ink[start + k];
+        narrow[y * size[1] + x] += weights[k] * ink[y * w + first + k];
     });
   let mass = 0, massY = 0, massX = 0;
   down.forEach(({ first, weights }, y) => {
@@ -223,50 +250,17 @@ function centre({ ink, w }, box) {
   return image.map((v) => roundEven(v * 255 / fullest));
 }
 
-// What the network sees of a picture (an ImageData): 784 bytes, or null where there is no ink.
-function toMnist(picture) {
+// What the network sees of a picture (an ImageData): 784 bytes for each digit, from left to right. One
+// digit unless there are several of at least half the height of the highest: as in `to_mnist`.
+function digitsIn(picture) {
   for (const paper of [255, 0]) {
-    const digit = inkOf(greyOf(picture, paper));
-    if (!digit) continue;
-    const thick = thicken(digit, boxOf(digit));
-    return centre(thick, boxOf(thick));
+    const found = inkOf(greyOf(picture, paper));
+    if (!found) continue;
+    const groups = groupByDigit(found.components);
+    const heights = groups.map(({ top, bottom }) => bottom - top);
+    const tall = Math.max(...heights) / 2, several = heights.filter((v) => v > tall).length > 1;
+    const digits = several ? groups : [groups.reduce(union)];
+    return digits.map((group) => centre(thicken(cut(found, group))));
   }
-  return null;
-}
-
-// The layers' weights and biases from 16-bit integers in base64, in the order of the state_dict, each
-// tensor with its scale.
-function unpack(base64, sizes, scales) {
-  const text = atob(base64), bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const integers = new Int16Array(bytes.buffer);
-  let start = 0, tensor = 0;
-  const take = (n) => {
-    const scale = scales[tensor++];
-    return Float32Array.from(integers.subarray(start, start += n), (v) => v * scale);
-  };
-  return sizes.slice(1).map((n, i) => ({ weights: take(n * sizes[i]), biases: take(n) }));
-}
-
-// The ten probabilities of 784 bytes.
-function predict(layers, image, mean, std) {
-  let x = Float32Array.from(image, (v) => (v / 255 - mean) / std);
-  layers.forEach(({ weights, biases }, number) => {
-    const y = new Float32Array(biases.length), n = x.length;
-    for (let i = 0; i < y.length; i++) {
-      let a = 0, b = 0, c = 0, d = 0; // four sums, that need not wait for each other
-      for (let j = 0, k = i * n; j < n; j += 4, k += 4) {
-        a += weights[k] * x[j];
-        b += weights[k + 1] * x[j + 1];
-        c += weights[k + 2] * x[j + 2];
-        d += weights[k + 3] * x[j + 3];
-      }
-      const sum = a + b + c + d + biases[i];
-      y[i] = number < layers.length - 1 ? Math.max(0, sum) : sum;
-    }
-    x = y;
-  });
-  const top = x.reduce((a, b) => Math.max(a, b));
-  const powers = x.map((v) => Math.exp(v - top)), total = powers.reduce((a, b) => a + b);
-  return powers.map((v) => v / total);
+  return [];
 }
