@@ -38,6 +38,51 @@ def test_the_drawing_of_the_browser_is_classified_and_the_probabilities_go_back(
         assert (pad.image, pad.seen, pad.probabilities) == (None, b"", [])
 
 
+# In a browser, in place of anywidget: the widget, with a model that keeps what it is told.
+WIDGET = """async (code) => {
+  const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+  const { default: widget } = await import(url);
+  window.told = { classes: [..."0123456789"], probabilities: [] };
+  const model = {
+    get: (name) => told[name], set: (name, value) => { told[name] = value; },
+    save_changes() {}, on(name, update) { window.update = update; },
+  };
+  widget.render({ model, el: document.body });
+}"""
+
+
+def test_the_widget_sends_the_kernel_what_is_drawn_and_shows_its_answer(model, browser):
+    folder = ROOT / "src" / "mnist_mlp" / "handwriting"
+    code = "".join((folder / name).read_text() for name in ("pad.js", "widget.js"))
+    page = browser.new_page()
+    page.evaluate(WIDGET, code)
+    box = page.locator("canvas.paper").bounding_box()
+    for i, (x, y) in enumerate([(85, 65), (190, 65), (130, 230)]):
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=6 if i else 1)
+        page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("told.canvas")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    sent = page.evaluate("[...new Uint8Array(told.canvas.buffer)]")
+    sheet = np.array(sent, np.uint8).reshape(280, 280)
+    assert sheet[5, 5] == 255
+    assert sheet[65, 85] == sheet[230, 130] == 0
+    image = to_mnist(sheet)
+    probabilities = model.predict_proba((image[None] / 255 - MEAN) / STD)[0]
+    assert probabilities.argmax() == 7
+    page.evaluate(
+        """([image, probabilities]) => {
+          Object.assign(told, { seen: new DataView(Uint8Array.from(image).buffer), probabilities });
+          update();
+        }""",
+        [image.flatten().tolist(), probabilities.tolist()],
+    )
+    assert page.get_by_role("status").inner_text().startswith("This looks like 7")
+    read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 28, 28).data]"
+    assert page.locator("canvas.seen").evaluate(read)[::4] == image.flatten().tolist()
+    page.close()
+
+
 def test_the_class_names_go_to_the_browser(model):
     pytest.importorskip("anywidget")
     assert drawing_pad(model, ("o", "ki")).classes == ["o", "ki"]

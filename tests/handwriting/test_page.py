@@ -1,8 +1,10 @@
-"""The page, in a real browser: it sees the images of `to_mnist` and agrees with PyTorch."""
+"""The page, in a real browser: it sees the images of Python and agrees with PyTorch and Captum."""
 
 import base64
 import importlib.util
 import io
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 import torch
 from helpers import ROOT, pasted, published, sample
 from PIL import Image
+from scipy import spatial
 
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.data import MEAN, STD
-from mnist_mlp.handwriting.preprocess import to_mnist
+from mnist_mlp.handwriting.preprocess import segment_digits, to_mnist
+from mnist_mlp.research.understanding import logits_of
 
 WEB = ROOT / "web"
 PAGE = (WEB / "index.html").as_uri()
@@ -48,14 +52,15 @@ def page(browser):
     page.close()
 
 
-def draw(page, strokes: str) -> None:
-    """Move the real pointer along the strokes."""
+def draw(page, strokes: str, left: float = 0, steps: int = 6) -> None:
+    """Move the real pointer along the strokes, `left` pixels further to the right."""
     box = page.locator("canvas.paper").bounding_box()
-    scale = box["width"] / 280
+    scale = box["height"] / 280
     for stroke in strokes.split(" / "):
         for i, point in enumerate(stroke.split()):
-            x, y = (float(part) * scale for part in point.split(","))
-            page.mouse.move(box["x"] + x, box["y"] + y, steps=6 if i else 1)
+            x, y = (float(part) for part in point.split(","))
+            place = box["x"] + (x + left) * scale, box["y"] + y * scale
+            page.mouse.move(*place, steps=steps if i else 1)
             page.mouse.down()
         page.mouse.up()
     settle(page)
@@ -79,6 +84,17 @@ def png(grey: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def shown(page, canvas: str) -> np.ndarray:
+    """Return what a canvas shows, RGBA, uint8 of shape (height, width, 4)."""
+    url = page.locator(canvas).evaluate("canvas => canvas.toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGBA"))
+
+
+def pixels(page) -> np.ndarray:
+    """Return what the pad shows, uint8 of shape (280, width)."""
+    return shown(page, "canvas.paper")[..., 0]
+
+
 # In the page: the images that it sees in pictures of base64, and its probabilities for them.
 SEE = """async (pictures) => {
   const found = [];
@@ -88,11 +104,24 @@ SEE = """async (pictures) => {
     const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
     const context = canvas.getContext("2d");
     context.drawImage(bitmap, 0, 0);
-    const image = toMnist(context.getImageData(0, 0, bitmap.width, bitmap.height));
-    found.push([Array.from(image), Array.from(predict(layers, image, MEAN, STD))]);
+    const images = digitsIn(context.getImageData(0, 0, bitmap.width, bitmap.height));
+    found.push(images.map((image) => [[...image], [...predict(layers, image, MEAN, STD)]]));
   }
   return found;
 }"""
+
+
+def see(page, canvases) -> list[list]:
+    """Return for each canvas an image and probabilities per digit, both as lists."""
+    found = []
+    for start in range(0, len(canvases), 50):
+        part = [base64.b64encode(png(c)).decode() for c in canvases[start : start + 50]]
+        found += page.evaluate(SEE, part)
+    return found
+
+
+def seen(found: list) -> torch.Tensor:
+    return torch.tensor([image for image, _ in found], dtype=torch.uint8).view(-1, 28, 28)
 
 
 def weights() -> Path:
@@ -105,12 +134,10 @@ def test_canvases_become_pythons_images_and_get_pytorchs_probabilities(page, cou
     random, digits = np.random.default_rng(0), load("digits").train.images
     canvases = [pasted(digits[i].numpy(), random, rough=i % 2 == 1) for i in range(count)]
     expected = torch.stack([to_mnist(canvas) for canvas in canvases])
-    see, found = SEE.replace("MEAN, STD", f"{MEAN}, {STD}"), []
-    for start in range(0, len(canvases), 50):
-        part = [base64.b64encode(png(c)).decode() for c in canvases[start : start + 50]]
-        found += page.evaluate(see, part)
-    images = torch.tensor([image for image, _ in found], dtype=torch.uint8).view(-1, 28, 28)
-    probabilities = torch.tensor([p for _, p in found])
+    found = see(page, canvases)
+    assert [len(digits) for digits in found] == [1] * count
+    found = [digits[0] for digits in found]
+    images, probabilities = seen(found), torch.tensor([p for _, p in found])
     difference = (images.float() - expected.float()).abs().mean()
     network = load_weights(EnhancedNet(), weights())
 
@@ -128,6 +155,49 @@ def test_canvases_become_pythons_images_and_get_pytorchs_probabilities(page, cou
     assert off <= 1e-3
 
 
+def number(digits, random: np.random.Generator) -> np.ndarray:
+    """Paste 28x28 digits side by side: any sizes, heights, distances, polarity, with some noise."""
+    sides = random.integers(70, 130, len(digits))
+    gaps = random.integers(2, 25, len(digits) + 1)
+    ink = np.zeros((180, sides.sum() + gaps.sum()))
+    for i, (digit, side) in enumerate(zip(digits, sides, strict=True)):
+        big = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+        top, left = random.integers(0, 180 - side), sides[:i].sum() + gaps[: i + 1].sum()
+        ink[top : top + side, left : left + side] = np.asarray(big) / 255
+    grey = 0.1 + 0.7 * ink + random.uniform(0, 0.02) * random.standard_normal(ink.shape)
+    return (255 * (grey if random.random() < 0.5 else 1 - grey).clip(0, 1)).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("count", sample(40, 400))
+def test_several_digits_become_the_images_of_pythons_segment_digits(page, count):
+    random, digits = np.random.default_rng(0), load("digits").train.images.numpy()
+    canvases = [number(digits[random.integers(0, 1000, 2 + i % 8)], random) for i in range(count)]
+    for canvas, found in zip(canvases, see(page, canvases), strict=True):
+        expected = segment_digits(canvas)
+        assert len(found) == len(expected)
+        difference = (seen(found).float() - expected.float()).abs().mean((1, 2))
+        assert difference.max() <= 4
+        assert difference.mean() <= 2
+
+
+def test_parts_above_or_small_parts_beside_a_digit_are_its_own_and_specks_are_dropped(page):
+    five = np.full((280, 560), 255, np.uint8)
+    five[100:120, 100:170] = five[120:180, 100:120] = five[160:180, 100:170] = 0
+    five[180:240, 150:170] = five[220:240, 90:170] = 0
+    roof, flag, specks = five.copy(), five.copy(), five.copy()
+    roof[70:90, 100:190] = 0
+    flag[70:90, 180:230] = 0  # less than half as high as the digit, and not above it
+    specks[20:23, 20:23] = specks[250:254, 500:504] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of `to_mnist`, if it took one of them for several digits
+        expected = torch.stack([to_mnist(sheet) for sheet in (five, roof, flag, specks)])
+    found = see(page, [five, roof, flag, specks])
+    assert [len(digits) for digits in found] == [1] * 4
+    difference = (seen([digits[0] for digits in found]).float() - expected.float()).abs()
+    assert difference.mean((1, 2)).max() <= 2
+    assert see(page, [np.full((280, 560), 255, np.uint8)]) == [[]]
+
+
 @pytest.mark.parametrize("digit", STROKES)
 def test_a_digit_drawn_with_the_pointer_is_recognised(page, digit):
     draw(page, STROKES[digit])
@@ -135,6 +205,141 @@ def test_a_digit_drawn_with_the_pointer_is_recognised(page, digit):
     percents = [float(text.rstrip("%")) for text in bars(page)[1::2]]
     assert np.argmax(percents) == int(digit)
     assert sum(percents) == pytest.approx(100, abs=0.6)
+
+
+def test_a_drawn_number_is_read_digit_by_digit(page):
+    for place, digit in enumerate("427"):
+        draw(page, STROKES[digit], left=165 * place - 40)
+    assert said(page) == "This looks like 4 2 7."
+    picks = page.get_by_role("group", name="digits").get_by_role("button")
+    texts = picks.all_inner_texts()
+    assert [text.split()[0] for text in texts] == ["4", "2", "7"]
+    assert all(50 < int(text.split()[1].rstrip("%")) <= 100 for text in texts)
+    images = seen(see(page, [pixels(page)])[0])
+    for place, digit in ((0, "4"), (2, "7"), (1, "2")):
+        picks.nth(place).focus()
+        page.keyboard.press("Enter")
+        assert [pick.get_attribute("aria-pressed") for pick in picks.all()].index("true") == place
+        assert page.locator(".bars .first").inner_text() == digit
+        np.testing.assert_array_equal(shown(page, "canvas.seen")[..., 0], images[place])
+    page.get_by_role("button", name="Undo").click()
+    settle(page)
+    assert said(page) == "This looks like 4 2."
+    page.get_by_role("button", name="Clear").click()
+    settle(page)
+    assert said(page) == "Draw a digit from 0 to 9."
+    assert picks.count() == 0
+
+
+def test_undo_paints_the_same_pixels_as_before(page):
+    draw(page, STROKES["3"])
+    draw(page, STROKES["8"], left=200, steps=3)
+    box = page.locator("canvas.paper").bounding_box()
+    page.mouse.click(box["x"] + 30, box["y"] + 30)
+    settle(page)
+    before = pixels(page)
+    draw(page, STROKES["0"], left=90)
+    page.locator("canvas.paper").press(" ")
+    for key in ("ArrowDown", "ArrowRight", "ArrowDown", " "):
+        page.keyboard.press(key)
+    settle(page)
+    assert (pixels(page) != before).any()
+    page.keyboard.press("Control+z")
+    page.keyboard.press("Control+z")
+    settle(page)
+    np.testing.assert_array_equal(pixels(page), before)
+
+
+def test_a_stroke_is_a_smooth_curve_as_wide_as_the_pen_and_a_tap_is_a_dot(page):
+    draw(page, "60,60 220,60 220,220 60,220", steps=1)
+    t = np.linspace(0, 1, 2000)[:, None]
+
+    def line(a, b):
+        return a + t * (b - a)
+
+    a, b, c, d = np.array([[60, 60], [220, 60], [220, 220], [60, 220]])
+    middles = (a + b) / 2, (b + c) / 2, (c + d) / 2
+    curve = [line(a, middles[0]), line(middles[2], d)]
+    for start, control, end in zip(middles, (b, c), middles[1:], strict=False):
+        curve.append(line(line(start, control), line(control, end)))  # de Casteljau
+    y, x = np.mgrid[:280, :560] + 0.5
+    distance, _ = spatial.cKDTree(np.concatenate(curve)).query(np.stack([x, y], 2))
+    drawn = pixels(page)
+    assert drawn[distance < 10].max() == 0
+    assert drawn[distance > 12].min() == 255
+    page.get_by_role("button", name="Clear").click()
+    draw(page, "300,100")
+    drawn, distance = pixels(page), np.hypot(x - 300, y - 100)
+    assert drawn[distance < 10].max() == 0
+    assert drawn[distance > 12].min() == 255
+
+
+def test_undo_while_the_pointer_is_down_ends_the_stroke(page):
+    box = page.locator("canvas.paper").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 90)
+    page.locator("canvas.paper").press("Control+z")
+    page.mouse.move(box["x"] + 190, box["y"] + 190)
+    page.mouse.up()
+    settle(page)
+    assert pixels(page).min() == 255
+    assert said(page) == "Draw a digit from 0 to 9."
+
+
+def captum(pixels: torch.Tensor, answers: torch.Tensor, **options) -> torch.Tensor:
+    """Return integrated gradients from an empty image, by Captum and PyTorch's autograd."""
+    attr = pytest.importorskip("captum.attr")
+    forward = partial(logits_of, load_weights(EnhancedNet(), weights()))
+    method = attr.IntegratedGradients(forward)
+    return method.attribute(pixels, baselines=0.0, target=answers, **options).detach().float()
+
+
+EXPLAIN = """([images, answers]) => images.map((image, i) =>
+  [...attributions(layers, Uint8Array.from(image), answers[i], MEAN, STD)])"""
+
+
+def test_the_map_of_an_answer_is_captums_integrated_gradients_and_sums_to_the_logit(page, mnist):
+    images = mnist.test.images[:30]
+    network = load_weights(EnhancedNet(), weights())
+    inputs = images / 255
+    logits, empty = logits_of(network, inputs), logits_of(network, torch.zeros(1, 28, 28))
+    answers = logits.argmax(1)
+    answers[::3] = (answers[::3] + 1) % 10  # and for classes that are not the answer
+    arguments = [images.flatten(1).tolist(), answers.tolist()]
+    found = torch.tensor(page.evaluate(EXPLAIN, arguments)).view(-1, 28, 28)
+    largest = found.abs().amax((1, 2))
+    same = captum(inputs, answers, n_steps=64, method="riemann_middle")
+    off = (found - same).abs().amax((1, 2)) / largest
+    exact = captum(inputs, answers, n_steps=1000)
+    far = (found - exact).abs().amax((1, 2)) / largest
+    rise = (logits - empty).gather(1, answers[:, None])[:, 0].detach()
+    missing = (found.sum((1, 2)) - rise).abs()
+    print(
+        f"of the largest score: {off.max():.1e} from Captum in the same steps, {far.max():.1e} "
+        f"from 1,000 steps; the sum is {missing.max():.1e} from the logit's rise"
+    )
+    assert off.max() <= 0.03  # the page's weights are rounded to 16 bits
+    assert far.max() <= 0.1
+    assert missing.max() <= 0.5
+
+
+def test_blue_speaks_for_the_answer_and_vermilion_against_it(page):
+    for place, digit in enumerate("42"):
+        draw(page, STROKES[digit], left=200 * place)
+    for place, digit in enumerate("42"):
+        page.get_by_role("group", name="digits").get_by_role("button").nth(place).click()
+        page.locator("#why[aria-busy=false]").wait_for()
+        image = torch.tensor(page.evaluate("[...digits[picked].image]"))
+        red, _, blue, alpha = torch.from_numpy(shown(page, "#why canvas").astype(int)).view(-1, 4).T
+        assert torch.equal(alpha, image)  # only ink speaks
+        scores = captum(image.view(1, 28, 28) / 255, torch.tensor([int(digit)]), n_steps=200)
+        strong = (scores.flatten().abs() > 0.1 * scores.abs().max()) & (image > 100)
+        assert 20 < int(strong.sum()) < 300
+        assert torch.equal((blue > red)[strong], (scores.flatten() > 0)[strong])
+    page.get_by_role("button", name="Clear").click()
+    settle(page)
+    assert shown(page, "#why canvas").max() == 0
 
 
 def test_undo_clear_eraser_and_an_empty_pad(page):
@@ -194,18 +399,23 @@ def test_a_dropped_or_chosen_picture_is_classified_and_another_file_is_named(pag
 
 def test_it_is_fast_enough_to_follow_the_strokes(page):
     draw(page, STROKES["3"])
-    milliseconds = page.evaluate("""() => {
-      const canvas = document.querySelector("canvas.paper"), times = [];
+    milliseconds, explained, busy = page.evaluate("""() => {
+      const canvas = document.querySelector("canvas.paper"), times = [[], []];
       for (let i = 0; i < 60; i++) {
-        const start = performance.now();
+        digits = []; // what it knows already
+        let start = performance.now();
         look(canvas);
-        times.push(performance.now() - start);
+        times[0].push(performance.now() - start);
+        start = performance.now();
+        attributions(layers, digits[0].image, digits[0].answer, MEAN, STD);
+        times[1].push(performance.now() - start);
       }
-      return times.sort((a, b) => a - b)[30];
+      return [...times.map((t) => t.sort((a, b) => a - b)[30]), why.getAttribute("aria-busy")];
     }""")
     navigation = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
-    print(f"{milliseconds:.1f} ms an answer, {navigation:.0f} ms to load")
+    print(f"{milliseconds:.1f} ms an answer, {explained:.1f} a map, {navigation:.0f} ms to load")
     assert milliseconds <= 40  # 10 on an idle machine
+    assert busy == "true"  # the map waits for a pause
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (390, "dark"), (320, "light")])
@@ -221,6 +431,30 @@ def test_nothing_sticks_out_of_the_window(browser, width, scheme):
     settle(page)
     assert said(page).startswith("This looks like")
     context.close()
+
+
+@pytest.mark.parametrize("width", [1000, 390, 320])
+def test_forty_digits_do_not_break_the_layout(browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(PAGE)
+    before = page.locator("canvas.paper").bounding_box()
+    sheet = np.full((280, 560), 255, np.uint8)
+    for place in range(40):
+        sheet[80:200, 4 + 14 * place : 10 + 14 * place] = 0
+    page.evaluate(DROP, ["forty.png", "image/png", base64.b64encode(png(sheet)).decode()])
+    page.locator("#picks:not([hidden])").wait_for()
+    assert said(page) == f"This looks like {' '.join('1' * 40)}."
+    picks = page.get_by_role("group", name="digits").get_by_role("button")
+    assert picks.count() == 40
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("canvas.paper").bounding_box() == before
+    boxes = [pick.bounding_box() for pick in picks.all()]
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    page.set_viewport_size({"width": 320, "height": 844})  # a window made narrower
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    draw(page, "0,0 559,279", steps=20)
+    assert pixels(page)[:2, :2].max() == 0  # the pen draws where the pointer is
+    page.close()
 
 
 def test_the_committed_page_is_what_make_page_makes_and_is_small_enough():
