@@ -1,7 +1,7 @@
 """Find the labels of MNIST's training set that are probably wrong, by confident learning.
 
 `make labels`, two minutes on one core; writes `benchmarks/accuracy/labels.json` with the
-most doubtful labels. Indices count the images of MNIST's training file. Needs cleanlab, which is
+most suspicious labels. Indices count the images of MNIST's training file. Needs cleanlab, which is
 in the extra `[understand]`.
 """
 
@@ -38,7 +38,7 @@ def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.
     return probabilities
 
 
-def doubtful_labels(labels: torch.Tensor, probabilities: torch.Tensor) -> list[dict]:
+def suspicious_labels(labels: torch.Tensor, probabilities: torch.Tensor) -> list[dict]:
     """Return the labels that are probably wrong, the least probable first.
 
     `probability`: of the given label. `suggested`: the most probable one.
@@ -64,7 +64,7 @@ def main() -> None:
     """Cross-validate on the training file, write the record and print its beginning."""
     training, _ = mnist.load_mnist(default_root(), download=True)
     probabilities = cross_validated(training, RECIPE, FOLDS)
-    doubtful = doubtful_labels(training.labels, probabilities)
+    suspicious = suspicious_labels(training.labels, probabilities)
     correct = int((probabilities.argmax(1) == training.labels).sum())
     record = {
         "command": "make labels",
@@ -72,8 +72,8 @@ def main() -> None:
         "folds": FOLDS,
         "images": len(training),
         "correct": correct,
-        "doubtful_labels": len(doubtful),
-        "most_doubtful": doubtful[:SHOWN],
+        "suspicious_labels": len(suspicious),
+        "most_suspicious": suspicious[:SHOWN],
         "machine": {
             "processor": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -82,8 +82,8 @@ def main() -> None:
         "versions": {"torch": str(torch.__version__), "cleanlab": version("cleanlab")},
     }
     write_json(RECORD, record)
-    print(f"{correct:,} of {len(training):,} correct, {len(doubtful)} doubtful labels:")
-    for each in doubtful[:10]:
+    print(f"{correct:,} of {len(training):,} correct, {len(suspicious)} suspicious labels:")
+    for each in suspicious[:10]:
         print(each)
 
 

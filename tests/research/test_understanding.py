@@ -311,14 +311,14 @@ def test_planted_label_errors_are_found_and_written_into_the_record(
     found = json.loads((tmp_path / "labels.json").read_bytes())
     assert found.keys() == record.keys()
     assert found["images"] == 600
-    assert found["doubtful_labels"] == len(wrong) == len(found["most_doubtful"])
-    assert sorted(each["index"] for each in found["most_doubtful"]) == wrong.tolist()
-    for each in found["most_doubtful"]:
+    assert found["suspicious_labels"] == len(wrong) == len(found["most_suspicious"])
+    assert sorted(each["index"] for each in found["most_suspicious"]) == wrong.tolist()
+    for each in found["most_suspicious"]:
         assert each["suggested"] == labels[each["index"]]
         assert each["given"] == dataset.labels[each["index"]]
-        assert each.keys() == record["most_doubtful"][0].keys()
+        assert each.keys() == record["most_suspicious"][0].keys()
     assert (
-        f"{600 - len(wrong)} of 600 correct, {len(wrong)} doubtful labels"
+        f"{600 - len(wrong)} of 600 correct, {len(wrong)} suspicious labels"
         in capsys.readouterr().out
     )
 
@@ -345,16 +345,16 @@ def test_the_record_of_labels_is_of_its_script_and_of_mnists_training_file(scrip
     assert record["recipe"] == script.RECIPE.asdict()
     assert record["recipe"]["keep"] == "last"  # nothing is chosen on the fold
     assert (record["folds"], record["images"]) == (script.FOLDS, 60_000)
-    doubtful = record["most_doubtful"]
-    assert len(doubtful) == min(script.SHOWN, record["doubtful_labels"])
-    assert len({each["index"] for each in doubtful}) == len(doubtful)
-    assert [e["probability"] for e in doubtful] == sorted(e["probability"] for e in doubtful)
+    suspicious = record["most_suspicious"]
+    assert len(suspicious) == min(script.SHOWN, record["suspicious_labels"])
+    assert len({each["index"] for each in suspicious}) == len(suspicious)
+    assert [e["probability"] for e in suspicious] == sorted(e["probability"] for e in suspicious)
     training, _ = load_mnist(default_root(), download=False)
     model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
-    images = training.subset(torch.tensor([each["index"] for each in doubtful]))
-    assert images.labels.tolist() == [each["given"] for each in doubtful]
-    assert all(each["suggested"] != each["given"] for each in doubtful)
-    suggested = torch.tensor([each["suggested"] for each in doubtful])
+    images = training.subset(torch.tensor([each["index"] for each in suspicious]))
+    assert images.labels.tolist() == [each["given"] for each in suspicious]
+    assert all(each["suggested"] != each["given"] for each in suspicious)
+    suggested = torch.tensor([each["suggested"] for each in suspicious])
     second = evaluate(model, images).logits.topk(2).indices  # of a network trained on the labels
     assert ((second == suggested[:, None]).any(1)).float().mean() > 0.8
     assert understanding.read_labels() == record

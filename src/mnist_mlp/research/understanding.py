@@ -200,5 +200,5 @@ def quantised(model: nn.Module, bits: int = 8) -> nn.Module:
 
 def read_labels() -> dict:
     """Return the record of `make labels`. Raises OSError or ValueError if it is damaged."""
-    schema = {"most_doubtful": list, "doubtful_labels": int, "images": int}
+    schema = {"most_suspicious": list, "suspicious_labels": int, "images": int}
     return read_json(repo_root() / "benchmarks" / "accuracy" / "labels.json", schema)
