@@ -99,6 +99,30 @@ def test_the_records_of_other_kinds_of_processors_stay(bench, monkeypatch, tmp_p
     }
 
 
+@pytest.mark.parametrize(("units", "has"), [("none", False), ("AMX", True)])
+def test_peers_compute_in_bfloat16_only_where_the_processor_has_units(
+    bench, monkeypatch, tmp_path, units, has
+):
+    """Emulated, one training of a peer takes longer than all others together."""
+    seen = {}
+
+    def train(peer, what, split):
+        seen[peer] = what
+        return {"error": "not needed here"}
+
+    monkeypatch.setattr(bench, "bfloat16_units", lambda: units)
+    monkeypatch.setattr(bench, "train", train)
+    monkeypatch.setattr(bench, "PEERS", {"JAX, bfloat16": ("jax", [])})
+    monkeypatch.setattr(bench, "EQUAL", {"torch, bfloat16": ("torch", {"bfloat16": True})})
+    chosen = {"chosen": bench.settings(3, 64, 0.1, bfloat16=True), "cleared": True}
+    bench.TUNING.write_text(json.dumps({"peers": {"JAX, bfloat16": chosen}}))
+    bench.bench(str(tmp_path), [])
+    assert seen["jax"]["bfloat16"] is has
+    assert ("torch" in seen) is has
+    found = json.loads(bench.RECORD.read_bytes())[units]
+    assert list(found["time_to_goal"]) == ["JAX, bfloat16" if has else "JAX"]
+
+
 def test_a_run_of_some_peers_alone_leaves_the_record_as_it_is(bench, capsys, tmp_path):
     bench.bench(str(tmp_path), ["slow"])
     assert "| slow | 5,500 |" in capsys.readouterr().out
@@ -202,17 +226,21 @@ def test_the_records_are_of_what_bench_would_run(benchmarks):
     """A changed setting without a new measurement turns this red."""
     import bench
 
-    newest = next(iter(record("bench.json").values()))
+    units, newest = next(iter(record("bench.json").items()))
     goal, same = newest["time_to_goal"], newest["equal_settings"]
     tuned = record("tuning.json")["peers"]
-    assert list(goal) == list(bench.PEERS)
+    assert list(goal) == [bench.named(label, units) for label in bench.PEERS]
     assert {k: v["settings"] for k, v in same.items()} == {
-        label: bench.SAME | more for label, (_, more) in bench.EQUAL.items()
+        label: bench.SAME | more
+        for label, (_, more) in bench.EQUAL.items()
+        if units != "none" or "bfloat16" not in label
     }
     for label, (_, tried, *_) in bench.PEERS.items():
         if isinstance(tried, list):
             assert tuned[label]["chosen"] in tried
-            assert goal[label]["settings"] == tuned[label]["chosen"]
+            settings = goal[bench.named(label, units)]["settings"]
+            changed = {"bfloat16": False} if units == "none" and "bfloat16" in settings else {}
+            assert settings == tuned[label]["chosen"] | changed
             assert tuned[label] == tuned[label] | bench.chosen(tuned[label]["tried"])
     for entry in (*goal.values(), *same.values()):
         if "error" not in entry:
@@ -231,7 +259,8 @@ def test_the_readmes_quote_the_ratios_and_the_recipe_of_the_record():
             goal[name]["seconds"] for name in ("mnist_mlp, fast", "the usual tutorial")
         )
         fastest = min(entry["seconds"] for entry in goal.values() if entry["peer"] != "mnist_mlp")
-        row = f"| {units} | {ours:.1f} | {fastest:.1f} ({fastest / ours:.1f} times) "
+        kind = found["machine"]["instructions"] if units == "none" else units
+        row = f"| {kind} | {ours:.1f} | {fastest:.1f} ({fastest / ours:.1f} times) "
         row += f"| at least {tutorial:.1f} ({tutorial / ours:.0f} times) |"
         assert row in front
         assert row in readme

@@ -219,14 +219,20 @@ def tune(folder: str, only: list[str]) -> None:
     write_json(TUNING, found | {"machine": machine()})
 
 
+def named(label: str, units: str) -> str:
+    """Return a peer's label on a processor; without units bfloat16 is emulated, and not used."""
+    return label.replace(", bfloat16", "") if units == "none" else label
+
+
 def bench(folder: str, only: list[str]) -> None:
     """Run every peer in every round, and record the medians; with `only`, print them."""
     files = splits(SEEDS, folder)
     tuned = json.loads(TUNING.read_bytes())["peers"]
     to_goal, equal, loads = {}, {}, []
-    jobs = []
-    for label, (peer, how, *more) in PEERS.items():
-        source = tuned.get(how if isinstance(how, str) else label, {})
+    jobs, units = [], bfloat16_units()
+    for tuned_as, (peer, how, *more) in PEERS.items():
+        source = tuned.get(how if isinstance(how, str) else tuned_as, {})
+        label = named(tuned_as, units)
         to_goal[label] = {"peer": peer, "settings": None, "runs": []}
         if "chosen" not in source:
             to_goal[label]["runs"].append({"error": source.get("error", "was not tuned")})
@@ -235,9 +241,13 @@ def bench(folder: str, only: list[str]) -> None:
         what = source["chosen"]
         if isinstance(how, str):
             what = {k: what[k] for k in keep} | more[0]
+        if units == "none" and "bfloat16" in what:
+            what = what | {"bfloat16": False}
         to_goal[label] |= {"settings": what, "cleared": source["cleared"]}
         jobs.append((to_goal[label], peer, what))
     for label, (peer, more) in EQUAL.items():
+        if named(label, units) != label:
+            continue
         equal[label] = {"peer": peer, "settings": SAME | more, "runs": []}
         jobs.append((equal[label], peer, SAME | more))
     if only:
@@ -268,7 +278,7 @@ def bench(folder: str, only: list[str]) -> None:
         others = json.loads(RECORD.read_bytes()) if RECORD.exists() else {}
         write_json(
             RECORD,
-            {bfloat16_units(): record} | {k: v for k, v in others.items() if k != bfloat16_units()},
+            {units: record} | {k: v for k, v in others.items() if k != units},
         )
     print(table(record))
 

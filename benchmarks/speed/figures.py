@@ -60,7 +60,8 @@ def time_to_accuracy(records: dict) -> None:
     axes[1].margins(x=0.12)
     axes[1].set_title("Steady state: batch 512, AdamW or Adam")
     cores = record["machine"]["cores"]
-    figure.suptitle(f"{cores} cores with {units}", x=0.99, ha="right", fontsize=10)
+    kind = record["machine"]["instructions"] if units == "none" else units
+    figure.suptitle(f"{cores} cores with {kind}", x=0.99, ha="right", fontsize=10)
     figure.savefig(FIGURES / "time_to_accuracy.png")
     plt.close(figure)
 
