@@ -11,7 +11,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation labels profile \
+.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting labels profile \
 	mutants scaling figures bench search tune tune-baselines
 
 help:  ## list the commands
@@ -89,6 +89,9 @@ tune: .venv/notebook.installed  ## search for a better default recipe, on valida
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ablation.py
+
+handwriting: .venv/notebook.installed  ## a network for the handwriting of many countries: 15 minutes
+	$(BIN)/python benchmarks/accuracy/handwriting.py
 
 labels: .venv/understand.installed  ## MNIST's training labels that are probably wrong: 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/labels.py

@@ -23,7 +23,11 @@ READS = {
         "models/enhanced_model_best.pth",
         "models/enhanced_model_robust.pth",
     ],
-    "Your-Own-Digits.ipynb": ["models/enhanced_model_best.pth"],
+    "Your-Own-Digits.ipynb": [
+        "benchmarks/accuracy/handwriting.json",
+        "models/enhanced_model_best.pth",
+        "models/enhanced_model_handwriting.pth",
+    ],
 }
 
 # What a check writes goes here, and not over the files that it is there to check.

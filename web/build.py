@@ -1,6 +1,6 @@
 """Make `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
 
-`make page`: from the best weights if there are any, else from the main notebook's.
+`make page`: from the weights that know most handwriting of those that are there.
 """
 
 import base64
@@ -48,8 +48,8 @@ def page(weights: Path) -> str:
 
 def main() -> None:
     models = repo_root() / "models"
-    best = models / "enhanced_model_best.pth"
-    text = page(best if best.exists() else models / "enhanced_model.pth")
+    names = ("enhanced_model_handwriting", "enhanced_model_best", "enhanced_model")
+    text = page(next(path for name in names if (path := models / f"{name}.pth").exists()))
     with atomic_write(HERE / "index.html") as file:
         file.write_text(text, encoding="utf-8", newline="\n")
     print(f"web/index.html: {len(text.encode()) / 1e6:.2f} MB")

@@ -125,8 +125,7 @@ def seen(found: list) -> torch.Tensor:
 
 
 def weights() -> Path:
-    best = ROOT / "models" / "enhanced_model_best.pth"
-    return best if best.exists() else best.with_name("enhanced_model.pth")
+    return ROOT / "models" / "enhanced_model_handwriting.pth"
 
 
 @pytest.mark.parametrize("count", sample(100, 1000))
@@ -461,7 +460,7 @@ def test_forty_digits_do_not_break_the_layout(browser, width):
 
 
 def test_the_committed_page_is_what_make_page_makes_and_is_small_enough():
-    published("models/enhanced_model_best.pth", "web/index.html")
+    published("models/enhanced_model_handwriting.pth", "web/index.html")
     spec = importlib.util.spec_from_file_location("build", WEB / "build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)

@@ -37,7 +37,7 @@ def to_mnist(picture: Picture) -> torch.Tensor:
             f"the picture seems to hold {digits} digits, read as one: use segment_digits.",
             stacklevel=2,
         )
-    return _as_mnist(ink * (components > 0))
+    return thicken_and_centre(ink * (components > 0))
 
 
 def segment_digits(picture: Picture) -> torch.Tensor:
@@ -48,7 +48,7 @@ def segment_digits(picture: Picture) -> torch.Tensor:
     """
     ink, components = _find_ink(read_grey(picture))
     groups = _group_by_digit(components)
-    return torch.stack([_as_mnist(ink * np.isin(components, group)) for group in groups])
+    return torch.stack([thicken_and_centre(ink * np.isin(components, group)) for group in groups])
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def centre(digit: torch.Tensor) -> torch.Tensor:
     return (image * 255).round().to(torch.uint8)
 
 
-def _as_mnist(ink: np.ndarray) -> torch.Tensor:
+def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     """Thicken the strokes of a thin pen, centre the digit and make the darkest ink full."""
     rows, columns = (ink > 0).nonzero()
     side = 1 + max(np.ptp(rows), np.ptp(columns))

@@ -1,0 +1,54 @@
+"""Digits of handwriting fonts as one picture: handwriting that no network here is trained on.
+
+`python benchmarks/accuracy/fonts.py FOLDER` makes `fonts.png` and `fonts.json` anew from a folder
+with packages of fontsource.org, fetched by `npm pack @fontsource/caveat ...`; nothing else needs
+them. Most are free under the SIL Open Font License, some under the Apache License: `fonts.json`
+has each one's. The Playwrite fonts are the letters that the schools of 35 countries
+teach; the others are the handwriting of one person each.
+"""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mnist_mlp.handwriting.fonts import PICTURE, SIDE
+from mnist_mlp.storage.files import write_json
+
+
+def draw(font: ImageFont.FreeTypeFont, digit: str) -> np.ndarray:
+    """Return a digit that fills the square but for a margin, in 16 levels of grey."""
+    left, top, right, bottom = font.getbbox(digit)
+    side = round(1.1 * max(right - left, bottom - top))
+    square = Image.new("L", (side, side))
+    corner = (side - right - left) / 2, (side - bottom - top) / 2
+    ImageDraw.Draw(square).text(corner, digit, font=font, fill=255)
+    small = square.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return (np.asarray(small) // 16 * 17).astype(np.uint8)
+
+
+def main(folder: str) -> None:
+    fonts, rows = [], []
+    for path in sorted(Path(folder).glob("*.tgz")):
+        with tarfile.open(path) as package:
+            card, about = (
+                json.load(package.extractfile(f"package/{name}.json"))
+                for name in ("metadata", "package")
+            )
+            weight = 400 if 400 in card["weights"] else card["weights"][0]
+            name = f"package/files/{card['id']}-latin-{weight}-normal.woff"
+            font = ImageFont.truetype(io.BytesIO(package.extractfile(name).read()), 300)
+        rows.append(np.concatenate([draw(font, str(digit)) for digit in range(10)], axis=1))
+        licence = card["license"]["type"]
+        fonts.append({"family": card["family"], "package": about["version"], "licence": licence})
+    Image.fromarray(np.concatenate(rows)).save(PICTURE, optimize=True)
+    record = {"command": "python benchmarks/accuracy/fonts.py FOLDER", "fonts": fonts}
+    write_json(PICTURE.with_suffix(".json"), record)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
