@@ -179,6 +179,21 @@ def test_several_digits_become_the_images_of_pythons_segment_digits(page, count)
         assert difference.mean() <= 2
 
 
+def test_strokes_that_lie_over_each_other_are_one_digit_and_slanted_neighbours_are_two(page):
+    """Two bars of 100 columns; the second one, which is thicker, to the right by so many."""
+    sheets = []
+    for shift in (55, 65, 80, 140):
+        sheet = np.full((280, 560), 255, np.uint8)
+        for column in range(100):
+            sheet[150 - column : 170 - column, 100 + column] = 0
+            sheet[150 - column : 177 - column, 100 + shift + column] = 0
+        sheets.append(sheet)
+    expected = [segment_digits(sheet) for sheet in sheets]
+    assert [len(digits) for digits in expected] == [1, 2, 2, 2]
+    for digits, found in zip(expected, see(page, sheets), strict=True):
+        assert (seen(found).float() - digits.float()).abs().mean((1, 2)).max() <= 4
+
+
 def test_parts_above_or_small_parts_beside_a_digit_are_its_own_and_specks_are_dropped(page):
     five = np.full((280, 560), 255, np.uint8)
     five[100:120, 100:170] = five[120:180, 100:120] = five[160:180, 100:170] = 0

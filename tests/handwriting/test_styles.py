@@ -63,7 +63,8 @@ def test_the_pens_are_from_thin_to_thick_and_each_form_is_as_often(digits):
     ink = (digits.images > 127).float().mean((1, 2))
     assert ink.quantile(0.9) > 2 * ink.quantile(0.1)
     counts = digits.labels.bincount()
-    share = torch.tensor([len(of_digit) for of_digit in FORMS.values()]) * 600 / 64
+    forms = torch.tensor([len(of_digit) for of_digit in FORMS.values()])
+    share = 600 * forms / forms.sum()
     assert ((counts - share).abs() <= 4 * share.sqrt()).all()
 
 
@@ -120,7 +121,8 @@ def test_the_record_is_counted_again_from_the_published_weights(record, script):
 
 
 def test_the_record_is_of_the_scripts_recipe(record, script):
-    settings = {"synthetic": script.SYNTHETIC, "copies": script.COPIES, "margin": script.MARGIN}
+    names = ("synthetic", "copies", "margin", "share")
+    settings = {name: getattr(script, name.upper()) for name in names}
     precision = {"precision": record["recipe"]["precision"]}
     assert record["recipe"] == script.RECIPE.asdict() | settings | precision
     assert [run["seed"] for run in record["runs"]] == list(script.SEEDS)
@@ -141,6 +143,15 @@ def test_labels_lead_corrected_logits_and_right_ones_stay(script):
     expected = [[9.0, 1.0, 2.0], [0.0, 9.0 + lead, 9.0], [1.0, 2.0 + lead, 2.0]]
     assert found.tolist() == expected
     assert logits[1].tolist() == [0.0, 3.0, 9.0]  # a copy
+
+
+def test_the_weights_go_back_a_part_of_the_way(script):
+    model, start = EnhancedNet(), EnhancedNet()
+    pairs = zip(model.parameters(), start.parameters(), strict=True)
+    expected = [script.SHARE * new.detach() + (1 - script.SHARE) * old for new, old in pairs]
+    script.interpolate(model, start)
+    for found, weight in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.data, weight.data)
 
 
 def test_the_targets_are_the_teachers_on_mnist_and_right_on_synthetic_digits(script, monkeypatch):
