@@ -72,7 +72,7 @@ lint: .venv/test.installed  ## ruff, mypy and the import rules
 
 setup: .venv/test.installed  ## install everything that these commands need, except for bench
 
-page: .venv/notebook.installed  ## build web/index.html from the best weights
+page: .venv/notebook.installed  ## build web/index.html from the published weights
 	$(BIN)/python web/build.py
 
 site: .venv/site.installed  ## build site/: the page, the notebooks and the API reference as HTML

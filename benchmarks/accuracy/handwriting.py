@@ -97,6 +97,7 @@ def correct(model: torch.nn.Module, sets: dict[str, ImageDataset]) -> dict[str, 
 
 
 def main() -> None:
+    print("Handwriting to test on, then to train on: 3 minutes", flush=True)
     splits, reported, start = load("mnist"), handwriting(1), load_weights(EnhancedNet(), START)
     sets, runs = training_sets(splits.train_and_validation(), start), []
     for seed in SEEDS:

@@ -39,3 +39,16 @@ def test_a_network_of_other_classes_answers_with_their_names(model):
 def test_a_picture_without_ink_is_refused(model):
     with pytest.raises(ValueError, match="ink"):
         read(model, np.full((100, 100), 255, np.uint8))
+
+
+def test_forty_digits_are_forty_answers_and_a_photo_upside_down_is_read_as_it_is(model):
+    sheet = np.full((60, 40 * 20), 255, np.uint8)
+    for place in range(40):
+        sheet[10:50, 20 * place + 8 : 20 * place + 12] = 0
+    digits, probabilities = read(model, sheet)
+    assert digits == 40 * "1"
+    assert probabilities.shape == (40, 10)
+    photo = np.asarray(render_photo("690", np.random.default_rng(1), 220))
+    digits, probabilities = read(model, photo[::-1, ::-1])
+    assert digits == "069"
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(3))
