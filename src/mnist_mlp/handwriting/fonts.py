@@ -66,6 +66,12 @@ def ones(half: int) -> tuple[list[str], torch.Tensor]:
     return names, torch.stack([to_mnist(1 - np.pad(d[1], 16)) for d in school.values()])
 
 
+def read_results() -> dict:
+    """Return the record of `make handwriting`. Raises OSError or ValueError if it is damaged."""
+    schema = {"images": dict, "before": dict, "runs": list, "test_images": int}
+    return read_json(PICTURE.with_name("handwriting.json"), schema)
+
+
 def results_table(record: Mapping) -> str:
     """Return the record of `make handwriting` as a Markdown table: percent correct by set."""
     lines = [
