@@ -4,7 +4,7 @@
 with packages of fontsource.org, fetched by `npm pack @fontsource/caveat ...`; nothing else needs
 them. Most are free under the SIL Open Font License, some under the Apache License: `fonts.json`
 has each one's. The Playwrite fonts are the letters that the schools of 35 countries
-teach; the others are the handwriting of one person each.
+teach; the others are less formal.
 """
 
 import io

@@ -16,7 +16,7 @@ PICTURE = repo_root() / "benchmarks" / "accuracy" / "fonts.png"
 SIDE = 48  # pixels of the square with one digit
 PENS = {"thin": 1, "medium": 3, "thick": 5}  # pixels that one becomes: 1 is as the font has it
 SLANTS = -0.15, 0.0, 0.25  # columns per row
-SCHOOL = "Playwrite"  # fonts of the letters that a country's schools teach; others are a person's
+SCHOOL = "Playwrite"  # fonts of the letters that a country's schools teach
 
 
 def read_fonts() -> dict[str, np.ndarray]:
@@ -38,7 +38,7 @@ def font_digits(half: int) -> dict[str, ImageDataset]:
     """
     found = {}
     chosen = [*read_fonts().items()][half::2]
-    for kind in ("school", "personal"):
+    for kind in ("school", "other"):
         rows = [digits for name, digits in chosen if name.startswith(SCHOOL) == (kind == "school")]
         for pen, width in PENS.items():
             images = [
