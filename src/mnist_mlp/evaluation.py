@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist_mlp.data import ImageDataset, loader
+from mnist_mlp.optim.hardware import float32_products
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -95,7 +96,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
+        with float32_products(), torch.inference_mode():
             yield next((p.device for p in model.parameters()), torch.device("cpu"))
     finally:
         for module, training in modes.items():

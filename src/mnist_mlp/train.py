@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mnist_mlp.data import ImageDataset, check_datasets, epoch_generator, loader
 from mnist_mlp.evaluation import Evaluation, check_model, evaluate
+from mnist_mlp.optim.hardware import float32_products, keep_freed_memory
 from mnist_mlp.recipe import History, Recipe
 from mnist_mlp.storage.checkpoint import TrainingCheckpoint, deferred_signals, fingerprint
 
@@ -180,11 +181,12 @@ def fit(
         model.to(recipe.device)
         *train_sets, validation = (part.to(recipe.device) for part in (*train_sets, validation))
     check_model(model, validation)
+    keep_freed_memory()
     state = TrainState(model, recipe, train_sets)
     history, epochs = state.history, recipe.epochs
     identity = partial(fingerprint, recipe.asdict(), model, [*train_sets, validation])
     saved = TrainingCheckpoint(checkpoint, state, identity)
-    with saved.locked(), deferred_signals() as signals:
+    with float32_products(), saved.locked(), deferred_signals() as signals:
         saved.restore()
         if len(history.epochs) == epochs and progress:
             print(f"{checkpoint} is already complete: nothing was trained.")

@@ -1,4 +1,5 @@
 import copy
+import platform
 import subprocess
 import sys
 
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.model import EnhancedNet
-from mnist_mlp.optim import AdamW, Muon
+from mnist_mlp.optim import AdamW, Muon, hardware
+from mnist_mlp.optim.hardware import float32_products
 from mnist_mlp.optim.muon import newton_schulz
 from mnist_mlp.recipe import Recipe
 from mnist_mlp.research.convnet import ConvNet
@@ -76,6 +78,52 @@ fit(EnhancedNet(), part, part, recipe, checkpoint={str(tmp_path / "run.pt")!r}, 
 sys.exit("torch._dynamo" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep memory")
+def test_the_memory_of_a_step_is_not_faulted_in_again():
+    code = """
+import resource, torch
+from statistics import median
+from mnist_mlp import EnhancedNet, ImageDataset, Recipe, fit
+images, labels = torch.randint(256, (4096, 28, 28), dtype=torch.uint8), torch.arange(4096) % 10
+part, faults = ImageDataset(images, labels), []
+def count(history):
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+recipe = Recipe(epochs=10, batch_size=512)
+fit(EnhancedNet(), part, part.subset(torch.arange(512)), recipe, on_epoch=count)
+print(median(b - a for a, b in zip(faults[1:], faults[2:])) / 8)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    pages_of_a_batch = 512 * 784 * 4 / 4096
+    assert float(done.stdout.split()[-1]) < pages_of_a_batch / 4
+
+
+def test_products_in_float32_have_float32s_digits_on_every_processor():
+    torch.manual_seed(0)
+    a, b = torch.randn(512, 784), torch.randn(784, 512)
+    exact = a.double() @ b.double()
+    with float32_products():
+        error = (a @ b - exact).norm() / exact.norm()
+    rounded = a.bfloat16().double() @ b.bfloat16().double()
+    assert error < 1e-6 < 1e-3 < (rounded - exact).norm() / exact.norm()
+
+
+@pytest.mark.parametrize("chosen", ["none", "ieee", "tf32"])
+def test_the_users_setting_of_float32_products_is_respected_and_restored(chosen, monkeypatch):
+    matmul = torch.backends.mkldnn.matmul
+    monkeypatch.setattr(hardware, "bfloat16_units", lambda: "AVX-512 BF16")
+    matmul.fp32_precision = chosen
+    try:
+        try:
+            with float32_products():
+                inside = matmul.fp32_precision
+                raise FloatingPointError
+        except FloatingPointError:
+            assert inside == ("bf16" if chosen == "none" else chosen)
+        assert matmul.fp32_precision == chosen
+    finally:
+        matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
