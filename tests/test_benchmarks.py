@@ -206,7 +206,7 @@ def test_the_search_is_of_the_fast_recipe_and_as_the_readme_says(benchmarks):
     named = ("two Newton-Schulz iterations", "no label smoothing", "one epoch of batch 512")
     assert all(0.3 <= round(loss.pop(name), 1) <= 0.5 for name in named)
     assert max(loss.values()) < 0.25
-    assert len(variants) == 1 + 14
+    assert len(variants) == 1 + 15
 
 
 def test_the_readme_quotes_the_profile():

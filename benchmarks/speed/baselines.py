@@ -86,15 +86,22 @@ def usual_loader(batch_size: int):
     return torch.utils.data.DataLoader(train, batch_size=batch_size, shuffle=True)
 
 
-def ours(done, *, seed, validate=True, iterations=3, flush_denormal=False, **settings):
+def ours(
+    done, *, seed, validate=True, iterations=3, flush_denormal=False, keep_memory=True, mkl=False,
+    **settings,
+):  # fmt: skip
     import torch
 
-    from mnist_mlp import EnhancedNet, Recipe, fit, load
+    from mnist_mlp import EnhancedNet, Recipe, fit, load, train
     from mnist_mlp.optim import muon
 
     done("import")
     torch.set_flush_denormal(flush_denormal)
     muon.newton_schulz.__defaults__ = (iterations,)
+    if not keep_memory:
+        train.keep_freed_memory = lambda: None
+    if mkl:
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
     splits = load("mnist", seed=seed)
     validation = splits.validation if validate else splits.validation.subset(torch.arange(1))
     done("load")

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit, load
 from mnist_mlp import recipe as recipes
 from mnist_mlp.optim import AdamW
-from mnist_mlp.optim.hardware import bfloat16_units
+from mnist_mlp.optim.hardware import bfloat16_units, float32_products
 from mnist_mlp.recipe import History
 from mnist_mlp.storage.files import write_json
 
@@ -39,10 +39,11 @@ PARTS = {
 def product_seconds(a: torch.Tensor, b: torch.Tensor, repeats: int = 30) -> float:
     """Return the median seconds of a matrix product."""
     seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        a @ b
-        seconds.append(time.perf_counter() - start)
+    with float32_products():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            a @ b
+            seconds.append(time.perf_counter() - start)
     return median(seconds)
 
 
