@@ -126,6 +126,26 @@ def test_the_users_setting_of_float32_products_is_respected_and_restored(chosen,
         matmul.fp32_precision = "none"
 
 
+@pytest.mark.parametrize(("units", "expected"), [("AVX-512 BF16", "bf16"), ("AMX", "none")])
+def test_training_and_evaluation_multiply_through_onednn_where_it_keeps_float32(
+    toy, monkeypatch, units, expected
+):
+    seen = []
+
+    class Watched(EnhancedNet):
+        def forward(self, images):
+            seen.append((self.training, torch.backends.mkldnn.matmul.fp32_precision))
+            return super().forward(images)
+
+    monkeypatch.setattr(hardware, "bfloat16_units", lambda: units)
+    fit_with(Watched(), *toy, epochs=3, batch_size=32, precision="float32")
+    assert set(seen) == {(True, expected), (False, expected)}
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    seen.clear()
+    evaluate(Watched(), toy[1])
+    assert seen == [(False, expected)]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_muon_computes_in_the_recipes_precision(precision):
     optimizer = Recipe(optimizer="muon", precision=precision).make_optimizer(EnhancedNet())
