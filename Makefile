@@ -96,8 +96,8 @@ handwriting: .venv/notebook.installed  ## a network for the handwriting of many 
 labels: .venv/understand.installed  ## MNIST's training labels that are probably wrong: 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/labels.py
 
-profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 3 minutes
-	$(BIN)/python benchmarks/speed/epoch_profile.py
+profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor; ideas for a faster step: 3 minutes
+	$(BIN)/python benchmarks/speed/epoch_profile.py && $(BIN)/python benchmarks/speed/step_ideas.py
 
 scaling: .venv/notebook.installed  ## time and memory against data, width, batch size, threads: 2 minutes
 	$(BIN)/python benchmarks/speed/scaling.py && $(BIN)/python benchmarks/speed/figures.py

@@ -222,6 +222,18 @@ def test_the_readme_quotes_the_profile():
         assert f"| {plain:.{digits}f} | {augmented:.{digits}f} |" in readme
 
 
+def test_each_idea_for_a_faster_step_trains_the_same_and_is_as_the_readme_says(benchmarks):
+    import step_ideas
+
+    found = record("step_ideas.json")
+    readme = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for line in step_ideas.table(found).splitlines():
+        assert line in readme
+    assert list(found["ideas"]) == list(step_ideas.IDEAS)
+    losses = [idea["loss"] for idea in found["ideas"].values()]
+    assert losses == pytest.approx(losses[:1] * len(losses), rel=1e-6)
+
+
 def test_the_records_are_of_what_bench_would_run(benchmarks):
     """A changed setting without a new measurement turns this red."""
     import bench
