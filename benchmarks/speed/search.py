@@ -34,7 +34,7 @@ VARIANTS = {
     "one epoch of batch 512": {"batch_size": 512, "learning_rate": 0.08, "epochs": 1},
     "no weight decay": {"weight_decay": 0.0},
     "no moving average": {"ema_decay": 0.0},
-    "memory is returned after each step": {"keep_memory": False},
+    "freed memory is not kept": {"keep_memory": False},
     "denormal numbers are zero": {"flush_denormal": True},
 }
 
