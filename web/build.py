@@ -1,6 +1,6 @@
 """Make `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
 
-`make page`: from the weights that know most handwriting of those that are there.
+`make page`: with the first of WEIGHTS that exists.
 """
 
 import base64

@@ -1,7 +1,7 @@
 // What `to_mnist` and `segment_digits` of `mnist_mlp.handwriting.preprocess` do, in the browser. A
 // test holds this file to those two: change both.
 
-const WORK_SIDE = 640, FAINTEST = 0.06, THINNEST = 1.5;
+const WORK_SIDE = 640, MIN_CONTRAST = 0.06, MIN_STROKE_WIDTH = 1.5;
 
 // A half goes to the even neighbour, as in Python.
 function roundEven(x) {
@@ -116,7 +116,7 @@ function inkOf({ values, w, h }) {
     }
   for (let i = 0; i < ink.length; i++) ink[i] = Math.max(0, cubes > 0 ? ink[i] : -ink[i]);
   const most = above(ink, otsu(above(ink, 3 * noise))), full = most.length ? median(most) : 0;
-  if (full < Math.max(FAINTEST, 4.5 * noise)) return null;
+  if (full < Math.max(MIN_CONTRAST, 4.5 * noise)) return null;
   const least = Math.max(0.15 * full, 4 * noise);
   for (let i = 0; i < ink.length; i++) ink[i] = ink[i] < least ? 0 : Math.min(ink[i] / full, 1);
   return { ink, w, ...componentsOf(ink, w, h) };
@@ -192,7 +192,7 @@ function thicken(digit) {
         + (y === 0 || ink[i - w] <= 0.5) + (y === h - 1 || ink[i + w] <= 0.5);
     }
   const width = 2 * area / Math.max(1, edge);
-  const missing = roundEven((THINNEST * Math.max(w, h) / 20 - width) / 2);
+  const missing = roundEven((MIN_STROKE_WIDTH * Math.max(w, h) / 20 - width) / 2);
   if (missing <= 0) return digit;
   const big = { w: w + 2 * missing, h: h + 2 * missing };
   big.ink = new Float64Array(big.w * big.h);

@@ -411,6 +411,18 @@ def test_a_dropped_or_chosen_picture_is_classified_and_another_file_is_named(pag
     page.locator(".spoken", has_text="This looks like 2").wait_for()
 
 
+@pytest.mark.parametrize("paper", [0, 60, 120, 255])
+def test_of_a_dropped_picture_the_margins_are_not_read_whatever_its_paper(page, paper):
+    """Beside a dark picture the pad's white margins would be brighter than its paper."""
+    digits = load("digits").test
+    image = digits.images[int((digits.labels == 2).nonzero()[0, 0])].numpy() / 255
+    big = np.kron(image, np.ones((8, 8)))
+    ink = 255 if paper == 0 else 0
+    picture = png((paper + (ink - paper) * big).round().astype(np.uint8))
+    page.evaluate(DROP, ["two.png", "image/png", base64.b64encode(picture).decode()])
+    page.locator(".spoken", has_text="This looks like 2").wait_for(timeout=3000)
+
+
 def test_it_is_fast_enough_to_follow_the_strokes(page):
     draw(page, STROKES["3"])
     milliseconds, explained, busy = page.evaluate("""() => {
@@ -418,7 +430,7 @@ def test_it_is_fast_enough_to_follow_the_strokes(page):
       for (let i = 0; i < 60; i++) {
         digits = []; // what it knows already
         let start = performance.now();
-        look(canvas);
+        look(canvas, [0, 0, canvas.width, canvas.height]);
         times[0].push(performance.now() - start);
         start = performance.now();
         attributions(layers, digits[0].image, digits[0].answer, MEAN, STD);

@@ -34,8 +34,9 @@ function make(tag, properties, parent) {
   return element;
 }
 
-// Put a pad into `host`. `changed(canvas)` is called after each stroke and, at most once a frame,
-// during it; `changed(null)` when the pad is empty. Black ink on white, `width` x 280.
+// Put a pad into `host`. `changed(canvas, area)` is called after each stroke and, at most once a frame,
+// during it; `changed(null)` when the pad is empty. Black ink on white, `width` x 280. `area`: x, y,
+// width and height of what is to be read: of a picture that was just put there, or of the whole pad.
 export function drawingPad(host, changed, width = HEIGHT) {
   make("style", { textContent: STYLE }, host);
   const pad = make("div", { className: "pad" }, host);
@@ -50,15 +51,19 @@ export function drawingPad(host, changed, width = HEIGHT) {
   let stroke = null; // the mark that is being drawn
   let erasing = false, waiting = false;
 
+  function areaOf({ picture }) {
+    if (!picture) return [0, 0, width, HEIGHT];
+    const scale = Math.min(width / picture.width, HEIGHT / picture.height);
+    const [w, h] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * scale)));
+    return [Math.floor((width - w) / 2), Math.floor((HEIGHT - h) / 2), w, h];
+  }
   function draw(mark) {
     if (mark === "clear") {
       context.fillStyle = "white";
       context.fillRect(0, 0, width, HEIGHT);
     } else if (mark.picture) {
       draw("clear");
-      const { picture } = mark, scale = Math.min(width / picture.width, HEIGHT / picture.height);
-      const [w, h] = [picture.width * scale, picture.height * scale];
-      context.drawImage(picture, (width - w) / 2, (HEIGHT - h) / 2, w, h);
+      context.drawImage(mark.picture, ...areaOf(mark));
     } else {
       for (let i = 0; i <= mark.points.length; i++) drawPiece(mark, i);
     }
@@ -88,7 +93,8 @@ export function drawingPad(host, changed, width = HEIGHT) {
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      changed(!marks.length || marks.at(-1) === "clear" ? null : canvas);
+      if (!marks.length || marks.at(-1) === "clear") changed(null);
+      else changed(canvas, areaOf(marks.at(-1)));
     });
   }
   function add(mark) {
