@@ -21,7 +21,7 @@ help:  ## list the commands
 SUPPORTED := import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 15) else \
 	"Python 3.11 to 3.14 is needed, found %d.%d. Try: make PYTHON=python3.13 ..." % v[:2])
 
-# $(call INSTALL,folder,what): an environment that was moved, or is of another Python, is made anew.
+# $(call INSTALL,folder,what): makes the environment anew if it was moved or is of another Python.
 define INSTALL
 @test -w . || { echo "This folder cannot be written to: copy the repository to one that can."; exit 1; }
 @"$(PYTHON)" -c '$(SUPPORTED)'

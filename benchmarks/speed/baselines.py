@@ -90,6 +90,8 @@ def ours(
     done, *, seed, validate=True, iterations=3, flush_denormal=False, keep_memory=True, mkl=False,
     **settings,
 ):  # fmt: skip
+    from functools import partial
+
     import torch
 
     from mnist_mlp import EnhancedNet, Recipe, fit, load, train
@@ -97,7 +99,7 @@ def ours(
 
     done("import")
     torch.set_flush_denormal(flush_denormal)
-    muon.newton_schulz.__defaults__ = (iterations,)
+    muon.newton_schulz = partial(muon.newton_schulz, iterations=iterations)
     if not keep_memory:
         train.keep_freed_memory = lambda: None
     if mkl:

@@ -55,8 +55,8 @@ def cycles(**more) -> list[dict]:
     return [settings(*sizes, **more) for sizes in tried]
 
 
-# label: (peer, settings tried in this order; the first to clear the goal is taken). Instead of a
-# list, the label of a peer with the same optimiser, schedule and initial weights: what that needs.
+# label: (peer, settings tried in this order; the first to clear the goal is taken). A label instead
+# of a list: the settings chosen for that peer, which has the same optimiser and schedule.
 # JAX, torch.compile, Keras on torch and Lightning have bfloat16; with JAX Keras is faster without.
 ADAMW = "JAX, bfloat16"
 PEERS = {

@@ -97,7 +97,7 @@ def _download(root: Path, kind: str, read: Callable[[Path], object], arguments: 
             for path in part.rglob("*"):  # half extracted, or extracted from something else
                 if path.is_file() and path.suffix not in ARCHIVES:
                     path.unlink()
-            # Some faults of a mirror escape torchvision's loop over them: begin with another.
+            # torchvision's loop does not catch every error of a mirror: begin with another one.
             turned = mirrors[attempt % len(mirrors) :] + mirrors[: attempt % len(mirrors)]
             try:
                 type(kind, (original,), {"mirrors": turned})(part, download=True, **arguments)

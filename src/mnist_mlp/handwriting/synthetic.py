@@ -19,8 +19,8 @@ def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
     """Return images of digits in the styles of many countries, as `to_mnist` would return them.
 
     Each image has a random form of `styles.FORMS` and a hand of its own: slant, width, rotation,
-    proportions, unsteadiness, and a pen from thin to thick. Digits with more forms are more often.
-    The same `seed` gives the same images.
+    proportions, unsteadiness, and a pen from thin to thick. A digit with more forms occurs more
+    often. The same `seed` gives the same images.
     """
     random = np.random.default_rng(seed)
     forms = [(int(digit), form) for digit, of_digit in FORMS.items() for form in of_digit]

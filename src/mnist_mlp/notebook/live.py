@@ -16,8 +16,8 @@ SHARE = 0.02  # of the time that drawing may take
 def live_curves(earlier: Mapping[str, History] | None = None) -> Callable[[History], None]:
     """Return a function for `fit(on_epoch=...)` that shows the curves so far in a notebook.
 
-    `earlier`: other runs' histories by name, drawn below. Drawing takes at most a fiftieth of the
-    time. After the last epoch the figure disappears, for the notebook draws the final one;
+    `earlier`: other runs' histories by name, drawn underneath. Drawing takes at most a fiftieth of
+    the time. After the last epoch the figure disappears, because the notebook draws the final one;
     it stays if the training is interrupted. Outside of a notebook nothing is shown.
     """
     if getattr(get_ipython(), "kernel", None) is None:

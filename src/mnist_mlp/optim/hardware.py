@@ -1,4 +1,4 @@
-"""What a training needs to know of the processor and of its memory."""
+"""Processor features and memory settings that training uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def float32_products() -> Iterator[None]:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if before == "none" and bfloat16_units() == "AVX-512 BF16":
-        matmul.fp32_precision = "bf16"
+        matmul.fp32_precision = "bf16"  # without AMX oneDNN still computes in float32
     try:
         yield
     finally:

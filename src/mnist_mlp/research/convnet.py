@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torchvision.ops import Conv2dNormActivation as Convolution  # with batch norm and ReLU
 
 
 class ConvNet(nn.Module):
@@ -14,16 +15,16 @@ class ConvNet(nn.Module):
     def __init__(self, classes: int = 10, width: int = 32):
         super().__init__()
         self.layers = nn.Sequential(
-            *_convolution(1, width, size=5, stride=2),
-            *_convolution(width, width),
-            *_convolution(width, width),
+            *Convolution(1, width, 5, stride=2),
+            *Convolution(width, width),
+            *Convolution(width, width),
             nn.MaxPool2d(2),
-            *_convolution(width, 2 * width),
-            *_convolution(2 * width, 2 * width),
-            *_convolution(2 * width, 2 * width),
+            *Convolution(width, 2 * width),
+            *Convolution(2 * width, 2 * width),
+            *Convolution(2 * width, 2 * width),
             nn.MaxPool2d(2),
-            *_convolution(2 * width, 2 * width),
-            *_convolution(2 * width, 2 * width),
+            *Convolution(2 * width, 2 * width),
+            *Convolution(2 * width, 2 * width),
             nn.Flatten(),
             nn.Linear(3 * 3 * 2 * width, classes),
         ).to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
@@ -31,8 +32,3 @@ class ConvNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 of shape (N, classes). `images`: as for `EnhancedNet`."""
         return self.layers(images.reshape(-1, 1, 28, 28))
-
-
-def _convolution(channels: int, filters: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
-    convolution = nn.Conv2d(channels, filters, size, stride, padding=size // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(filters), nn.ReLU()]

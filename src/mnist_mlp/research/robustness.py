@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from mnist_mlp.plots import BLUE, GREY, new_axes
 from mnist_mlp.research.ablation import test_accuracies
 
-# What a disturbance of the robust network's training has in common with each corruption.
+# For each corruption, the disturbance of the robust network's training that is most like it.
 RESEMBLES = {
     "shot_noise": "noise", "impulse_noise": "the same noise", "glass_blur": "random convolution",
     "motion_blur": "random convolution", "shear": "a wide warp", "scale": "a wide warp",

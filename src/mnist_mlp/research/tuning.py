@@ -75,16 +75,10 @@ def tuning_plot(record: Mapping) -> Figure:
     axes[0, 1].plot(spent, every, "o", color=BLUE, alpha=0.5)
     share = spent[trials.index(best)] / spent[-1]
     axes[0, 1].set(xlabel="processor seconds", title=f"Best after {share:.0%} of the budget")
-    for ax, (name, domain) in zip(axes.flat[2:], record["space"].items(), strict=True):
-        values, value = [trial["params"][name] for trial in complete], best["params"][name]
-        ax.set(xlabel=name, xscale="log" if domain.get("log") else "linear")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+    for ax, name in zip(axes.flat[2:], record["space"], strict=True):
+        _slices(ax, name, [record])
+        value = best["params"][name]
         ax.set_title(f"Best at {value:.3g}" if isinstance(value, float) else f"Best at {value}")
-        if choices := domain.get("choices"):
-            values, value = list(map(choices.index, values)), choices.index(value)
-            ax.set_xticks(range(len(choices)), choices)
-        ax.plot(values, losses, "o", color=BLUE, alpha=0.5)
-        ax.plot(value, min(losses), "o", color=ORANGE, markersize=10)
     _log_losses(axes.flat[1:], losses, (axes[0, 1], axes[1, 0]))
     found = record["comparison"]
     verdict = "is to be replaced" if found["replace"] else "stays"
@@ -172,7 +166,7 @@ def _slices(ax: Axes, field: str, records: Sequence[Mapping]) -> None:
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=field)
     for record in records:
-        colour, best = (BLUE, ORANGE) if "epochs" in record else (GREY, GREY)
+        colour, best = (BLUE, ORANGE) if record is records[-1] else (GREY, GREY)
         for trial in record["trials"]:
             value = trial["params"][field]
             value = sorted(choices).index(value) if choices else value

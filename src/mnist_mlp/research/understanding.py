@@ -11,10 +11,9 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import prune
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from mnist_mlp.data import MEAN, STD, ImageDataset
-from mnist_mlp.evaluation import evaluate
+from mnist_mlp.data import MEAN, STD, ImageDataset, loader
 from mnist_mlp.storage.files import read_json, repo_root
 
 # Test images for which most of five people chose another digit than the label, and that digit.
@@ -25,24 +24,18 @@ KNOWN_TEST_ERRORS = {
 }  # fmt: skip
 
 
+@torch.no_grad()
 def activations(model: nn.Module, dataset: ImageDataset) -> dict[str, torch.Tensor]:
     """Return the input and each layer's output for every image, by name, from "pixels" on.
 
     Float32 of shape (N, width); after the ReLU, but for the last layer: those are the logits.
     """
-    outputs: dict[str, list[torch.Tensor]] = {"pixels": []}
-    hooks = [model.register_forward_pre_hook(lambda _, args: outputs["pixels"].append(args[0]))]
-    for name, layer in model.named_children():
-        kept = outputs.setdefault(name, [])
-        hooks.append(layer.register_forward_hook(lambda *args, kept=kept: kept.append(args[2])))
-    try:
-        evaluate(model, dataset)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    hidden = list(outputs)[1:-1]
-    whole = {name: torch.cat(outputs.pop(name)).cpu() for name in list(outputs)}
-    return {name: F.relu(each) if name in hidden else each for name, each in whole.items()}
+    ((x, *_),) = loader(dataset, len(dataset))
+    found = {"pixels": x}
+    *hidden, (last, output) = model.named_children()
+    for name, layer in hidden:
+        found[name] = x = F.relu(layer(x))
+    return found | {last: output(x)}
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -174,12 +167,11 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
 
     Source: Han et al., "Learning both weights and connections for efficient neural networks", 2015.
     """
-    masked, smaller = copy.deepcopy(model), copy.deepcopy(model)
-    weights = [(m, "weight") for m in masked.modules() if isinstance(m, nn.Linear)]
-    prune.global_unstructured(weights, prune.L1Unstructured, amount=float(share))
-    for layer, name in weights:
-        prune.remove(layer, name)  # this moves the weight behind the bias
-    smaller.load_state_dict(masked.state_dict())
+    smaller = copy.deepcopy(model)
+    weights = [m.weight for m in smaller.modules() if isinstance(m, nn.Linear)]
+    flat = parameters_to_vector(weights).detach()
+    flat[flat.abs().topk(round(share * len(flat)), largest=False).indices] = 0
+    vector_to_parameters(flat, weights)
     return smaller
 
 
