@@ -66,8 +66,8 @@ IN_THE_PACKAGE = {
     ),
     "normalisation at training but not at evaluation": (
         "evaluation.py",
-        "loader(replace(dataset, augment=None))",
-        "loader(replace(dataset, augment=None, mean=0.0, std=1.0))",
+        "in loader(dataset)",
+        "in loader(__import__('dataclasses').replace(dataset, mean=0.0, std=1.0))",
         "core/test_evaluation.py::test_the_logits_are_those_of_every_image_normalised_in_order",
     ),
     "the last short batch dropped in evaluation": (
@@ -96,8 +96,8 @@ IN_THE_PACKAGE = {
     ),
     "augmentation left on at evaluation": (
         "evaluation.py",
-        "loader(replace(dataset, augment=None))",
-        "loader(replace(dataset, augment=lambda images: images.roll(2, 2)))",
+        "in loader(dataset)",
+        "in loader(dataset, augment=lambda images, generator: images.roll(2, 2))",
         "core/test_evaluation.py::test_the_logits_are_those_of_every_image_normalised_in_order",
     ),
     "augmentation left on at validation": (

@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mnist_mlp import EnhancedNet, Recipe, fit, load, train
-from mnist_mlp.data import loader
 from mnist_mlp.optim import OPTIMIZERS, AdamW
 from mnist_mlp.optim.hardware import bfloat16_units
 from mnist_mlp.storage.files import write_json
@@ -97,11 +96,6 @@ class EveryFourthStep(AveragedModel):
             super().update_parameters(model)
 
 
-def without_data_loader(*arguments):
-    batches = loader(*arguments)
-    return (batches.dataset.__getitems__(indices) for indices in batches.batch_sampler)
-
-
 def gradients_stay(self, set_to_none=True):
     gradients = [p.grad for p in self.param_groups[0]["params"] if p.grad is not None]
     if gradients:
@@ -123,10 +117,9 @@ IDEAS: dict[str, tuple[dict, list[Callable]]] = {
         FOUR,
         [lambda: patch.object(train, "AveragedModel", EveryFourthStep)],
     ),
-    "no DataLoader": ({}, [lambda: patch.object(train, "loader", without_data_loader)]),
 }
-TOGETHER = "ReLU in place", "AdamW's kernel called directly", "no DataLoader"
-IDEAS["these three and the average"] = (
+TOGETHER = "ReLU in place", "AdamW's kernel called directly"
+IDEAS["these two and the average"] = (
     FOUR,
     [make for name in (*TOGETHER, "average every fourth step") for make in IDEAS[name][1]],
 )

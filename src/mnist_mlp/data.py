@@ -1,13 +1,13 @@
 """Data sets in memory, the stratified split, and batches in a reproducible order."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
 
@@ -18,7 +18,7 @@ class ImageDataset(Dataset):
 
     `images`: uint8 of shape (N, 28, 28), 0 is background, 255 is ink. `labels`: int64 of shape
     (N,), from 0 to `len(classes) - 1`. `teacher_logits`: None, or float of shape (N, classes), for
-    distillation. `augment`: set by `loader`. Raises ValueError if these do not fit together.
+    distillation. Raises ValueError if these do not fit together.
     """
 
     images: torch.Tensor
@@ -27,7 +27,6 @@ class ImageDataset(Dataset):
     mean: float = MEAN
     std: float = STD
     teacher_logits: torch.Tensor | None = None
-    augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.shape[1:] != (28, 28):
@@ -55,7 +54,11 @@ class ImageDataset(Dataset):
         images, labels, *_ = self.__getitems__([index])
         return images[0], int(labels[0])
 
-    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __getitems__(
+        self,
+        indices: Sequence[int] | torch.Tensor,
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         """Return a preprocessed batch: float32 of shape (N, 784) and int64 of shape (N,).
 
         `teacher_logits`, if there are any, are the third element, float32 of shape (N, classes).
@@ -65,8 +68,8 @@ class ImageDataset(Dataset):
         indices = torch.as_tensor(indices, device=self.images.device)
         # index_select copies whole images, ten times as fast as indexing with [].
         images = self.images.index_select(0, indices).float().div_(255)
-        if self.augment is not None:
-            images = self.augment(images)
+        if augment is not None:
+            images = augment(images)
         images = images.sub_(self.mean).div_(self.std)
         batch = images.flatten(1), self.labels.index_select(0, indices)
         if self.teacher_logits is None:
@@ -115,22 +118,17 @@ def loader(
     generator: torch.Generator | None = None,
     augment: Callable[..., torch.Tensor] | None = None,
     skip: int = 0,
-) -> DataLoader:
-    """Return a DataLoader over all images but the first `skip` batches; the last may be short.
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Return the batches of all images but the first `skip`; the last one may be short.
 
     The images come in file order without a `generator`. With one, they come in a random order
     drawn from it, and each batch goes through `augment(images, generator)` if that is given.
     """
     n = len(dataset)
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    if augment is not None:
-        dataset = replace(dataset, augment=partial(augment, generator=generator))
-    return DataLoader(
-        dataset,
-        batch_sampler=order.to(dataset.images.device).split(batch_size)[skip:],
-        collate_fn=lambda batch: batch,
-        generator=torch.Generator(),  # else it draws from the one that dropout uses
-    )
+    change = augment and partial(augment, generator=generator)
+    batches = order.to(dataset.images.device).split(batch_size)[skip:]
+    return (dataset.__getitems__(indices, change) for indices in batches)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -164,11 +162,14 @@ def check_datasets(
             hint = f" Use its part {name!r}." if isinstance(part, Splits) else ""
             found = f"found {type(part).__name__}.{hint}"
             raise TypeError(f"{name} must be an ImageDataset(images, labels), {found}")
-        if part.augment is not None:
-            raise ValueError(f"{name} has an augment function: use Recipe(augment=...) instead.")
         if part.classes != validation.classes:
             found, expected = (" ".join(p.classes) for p in (part, validation))
             raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")
+        if (part.mean, part.std) != (validation.mean, validation.std):
+            found, expected = (f"mean {p.mean:g}, std {p.std:g}" for p in (part, validation))
+            raise ValueError(
+                f"train is normalised by {found}, validation by {expected}: make them one."
+            )
     if not train_sets:
         raise ValueError("train must be at least one ImageDataset, found an empty list.")
     if (smallest := min(map(len, train_sets))) < batch_size:

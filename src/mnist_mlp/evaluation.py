@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -106,11 +106,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """Return the model's evaluation on every image of the data set, in order, unaugmented.
 
-    The model is in evaluation mode meanwhile; afterwards each module is in the mode it had.
+    Runs in evaluation mode and restores each module's mode afterwards.
     """
     with _evaluation_mode(model) as device:
-        batches = loader(replace(dataset, augment=None))
-        logits = torch.cat([model(images.to(device)).float() for images, *_ in batches])
+        logits = torch.cat([model(images.to(device)).float() for images, *_ in loader(dataset)])
     return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)
 
 

@@ -1,12 +1,14 @@
 """Recipe: every hyperparameter of a training run, validated. History: the metrics of the run."""
 
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral, Real
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -168,7 +170,12 @@ def distillation_loss(
 def _plain(value):
     """Return a number, string or None as it is; a function or object by name and arguments."""
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        name, held = f"{value.__module__}.{value.__qualname__}", getattr(value, "__self__", None)
+        held = getattr(held, "__dict__", {})
+        if isinstance(value, FunctionType):  # what a closure holds tells it from its likes
+            held = inspect.getclosurevars(value).nonlocals
+        held = {k: v for k, v in held.items() if isinstance(v, (int, float, str))}
+        return f"{name}({', '.join(f'{k}={v!r}' for k, v in held.items())})" if held else name
     if isinstance(value, partial):
         name, args, named = _plain(value.func), value.args, value.keywords
     elif callable(value):
@@ -182,9 +189,11 @@ def _plain(value):
     return f"{name}({', '.join(map(str, given))})"
 
 
-def _choice(names, own: str = "") -> tuple:
-    kinds = (str, Callable) if own else str
-    return kinds, lambda v: callable(v) or v in names, " or ".join(map(repr, names)) + own
+def _choice(names, own: str = "", classes: bool = True) -> tuple:
+    def allowed(value) -> bool:
+        return classes or not isinstance(value, type) if callable(value) else value in names
+
+    return (str, Callable) if own else str, allowed, " or ".join(map(repr, names)) + own
 
 
 _WHOLE = Integral, lambda v: v >= 1, "a whole number of at least 1"
@@ -201,8 +210,8 @@ RULES: dict[str, tuple] = {
     "seed": (Integral, lambda v: v >= 0, "a whole number of at least 0"),
     "optimizer": _choice(OPTIMIZERS, ", or an optimizer class"),
     "schedule": _choice(SCHEDULES, ", or a scheduler class"),
-    "loss_fn": _choice(["cross-entropy"], ", or a function"),
-    "augment": _choice(["warp"], ", or a function"),
+    "loss_fn": _choice(["cross-entropy"], ", or a function, not a class", classes=False),
+    "augment": _choice(["warp"], ", or a function, not a class", classes=False),
     "keep": _choice(["best", "last"]),
     "precision": _choice(["auto", "float32", "bfloat16"]),
     "device": ((str, type(None)), lambda v: _DEVICE.fullmatch(v or "cpu"), "None, 'cpu' or 'cuda'"),

@@ -215,5 +215,6 @@ def fit(
             model.load_state_dict(state.best_weights)
             model.eval()
     if history.stopped and progress:
-        print(f"Stopped {history.stopped}; the weights are those of epoch {history.best_epoch}.")
+        of = f"epoch {history.best_epoch}" if history.best_epoch else "that step"
+        print(f"Stopped {history.stopped}; the weights are those of {of}.")
     return history

@@ -273,6 +273,22 @@ def test_on_a_gpu_it_trains_from_data_and_a_model_on_the_cpu(toy):
 
 # Records and checkpoints
 
+
+def scaled(factor):
+    def loss(logits, labels):
+        return factor * torch.nn.functional.cross_entropy(logits, labels)
+
+    return loss
+
+
+class Shift:
+    def __init__(self, columns):
+        self.columns = columns
+
+    def apply(self, images, generator):
+        return images.roll(self.columns, 2)
+
+
 # The field, its value, what its record says; another value and what its record says.
 OWN = [
     (
@@ -290,6 +306,8 @@ OWN = [
     ("loss_fn", torch.nn.MultiMarginLoss(), "MultiMarginLoss", margin, f"{__name__}.margin"),
     ("augment", rolled, f"{__name__}.rolled", flipped, f"{__name__}.flipped"),
     ("augment", flipped, f"{__name__}.flipped", "warp", "warp"),
+    ("loss_fn", scaled(0.5), "loss(factor=0.5)", scaled(2.0), "loss(factor=2.0)"),
+    ("augment", Shift(1).apply, "apply(columns=1)", Shift(2).apply, "apply(columns=2)"),
     ("device", "cpu", "cpu", None, "None"),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize(

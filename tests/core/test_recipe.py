@@ -45,11 +45,14 @@ ALLOWED = {
         ["cosine"], [None],
     ),
     "loss_fn": (
-        "'cross-entropy', or a function",
+        "'cross-entropy', or a function, not a class",
         ["cross-entropy", torch.nn.MultiMarginLoss(), torch.nn.functional.nll_loss],
-        ["hinge"], [None, 0.5],
+        ["hinge", torch.nn.CrossEntropyLoss], [None, 0.5],
     ),
-    "augment": ("'warp', or a function", ["warp", lambda x, generator: x], ["flip"], [None, 1.0]),
+    "augment": (
+        "'warp', or a function, not a class", ["warp", lambda x, generator: x],
+        ["flip", torch.nn.Identity], [None, 1.0],
+    ),
     "elastic_strength": ("a number of at least 0", [0, 1.5], [-1e-9, math.inf], [None]),
     "keep": ("'best' or 'last'", ["best", "last"], ["first"], [1]),
     "distillation_temperature": ("a number above 0", [1e-9, 20], [0, -1, math.inf], ["warm"]),

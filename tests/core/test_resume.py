@@ -46,12 +46,12 @@ class Stopping(ImageDataset):
     at = None
     batches = 0
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices, augment=None):
         if len(indices) > 1:
             Stopping.batches += 1
             if Stopping.batches == self.at:
                 raise RuntimeError("gone")
-        return super().__getitems__(indices)
+        return super().__getitems__(indices, augment)
 
 
 @pytest.fixture
@@ -227,12 +227,12 @@ def test_what_a_killed_process_left_is_cleared_away(toy, tmp_path):
 class Signalling(ImageDataset):
     """Images that send this process a signal when a certain batch is asked for."""
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices, augment=None):
         if len(indices) > 1:
             Signalling.batches += 1
             if Signalling.batches == 8:
                 signal.raise_signal(Signalling.number)
-        return super().__getitems__(indices)
+        return super().__getitems__(indices, augment)
 
 
 @pytest.fixture(autouse=True)
@@ -320,6 +320,9 @@ def test_another_normalisation_is_another_training(toy, tmp_path, stop_at, part,
     before = path.read_bytes()
     parts = dict(zip(("train", "validation"), toy, strict=True))
     parts[part] = replace(parts[part], **change)
+    with pytest.raises(ValueError, match=r"train is normalised by mean .*, validation by mean"):
+        fit_with(net(), parts["train"], parts["validation"], checkpoint=path, **RECIPE)
+    parts = {name: replace(each, **change) for name, each in parts.items()}
     with pytest.raises(ValueError, match=r"checkpoint of another training: data \(SHA-256\) was"):
         fit_with(net(), parts["train"], parts["validation"], checkpoint=path, **RECIPE)
     assert path.read_bytes() == before

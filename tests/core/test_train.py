@@ -181,11 +181,11 @@ class Interrupting(ImageDataset):
 
     calls, at = 0, 0
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices, augment=None):
         Interrupting.calls += 1
         if Interrupting.calls == Interrupting.at:
             raise KeyboardInterrupt
-        return super().__getitems__(indices)
+        return super().__getitems__(indices, augment)
 
 
 @pytest.mark.parametrize(("at", "epochs_done"), [(1, 0), (2, 0), (4, 1), (8, 2)])
@@ -348,15 +348,6 @@ def test_a_model_without_an_output_for_each_class_is_refused(toy):
     words = r"logits of shape \(N, 10\), one per class, found \(N, 7\)"
     with pytest.raises(ValueError, match=words):
         fit_with(EnhancedNet(7), *toy, **RECIPE)
-
-
-@pytest.mark.parametrize("part", ["train", "validation"])
-def test_an_augment_function_of_a_data_set_is_refused_and_not_ignored(toy, part):
-    parts = dict(zip(("train", "validation"), toy, strict=True))
-    parts[part] = replace(parts[part], augment=lambda images: images)
-    words = rf"^{part} has an augment function: use Recipe\(augment=\.\.\.\) instead\.$"
-    with pytest.raises(ValueError, match=words):
-        fit_with(net(), parts["train"], parts["validation"], **RECIPE)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 2}, Recipe, "published", None])

@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -93,11 +92,6 @@ def test_an_own_augmentation_is_applied_to_the_training_images_in_place_of_the_w
     assert history.epochs[0]["validation_loss"] == pytest.approx(
         evaluate(net(), validation).loss, rel=1e-4
     )
-
-
-def test_a_data_set_is_evaluated_without_its_augmentation(toy):
-    augmented = replace(toy[0], augment=lambda images: images * 0)
-    assert evaluate(net(), augmented).loss == evaluate(net(), toy[0]).loss
 
 
 def test_a_checkpoint_with_another_own_augmentation_is_refused_by_its_name(toy, tmp_path):

@@ -57,6 +57,18 @@ def test_the_convolutional_network_and_other_classes_are_exported_too(tmp_path):
     np.testing.assert_allclose(found, model(normalised).softmax(1).detach(), atol=1e-5)
 
 
+def test_a_network_that_takes_flat_images_is_exported_and_stays_as_it_was(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)).train()
+    export_onnx(model, tmp_path / "net.onnx")
+    assert model.training
+    session = runtime.InferenceSession(tmp_path / "net.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    (found,) = session.run(None, {"images": images})
+    flat = ((torch.from_numpy(images) / 255 - MEAN) / STD).flatten(1)
+    np.testing.assert_allclose(found, model.eval()(flat).softmax(1).detach(), atol=1e-5)
+
+
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r"\[onnx\]"):

@@ -38,6 +38,15 @@ def test_the_drawing_of_the_browser_is_classified_and_the_probabilities_go_back(
         assert (pad.image, pad.seen, pad.probabilities) == (None, b"", [])
 
 
+def test_a_network_that_takes_flat_images_alone_answers_too():
+    pytest.importorskip("anywidget")
+    pad = drawing_pad(torch.nn.Linear(784, 10))
+    sheet = np.full((280, 280), 255, np.uint8)
+    sheet[60:230, 130:150] = 0
+    pad.set_state({"canvas": memoryview(sheet.tobytes())})
+    assert len(pad.probabilities) == 10
+
+
 # In a browser, in place of anywidget: the widget, with a model that keeps what it is told.
 WIDGET = """async (code) => {
   const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));

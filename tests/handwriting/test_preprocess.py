@@ -77,6 +77,7 @@ def files(tmp_path):
         "1.gif": image,
         "bits.png": image.convert("1"),
         "palette.png": image.convert("P"),
+        "32 bits.tif": image.convert("I"),
         "16 bits.png": Image.fromarray(grey.astype(np.uint16) * 257),
         "w.webp": image,
         "cmyk.jpg": image.convert("CMYK"),
@@ -88,6 +89,8 @@ def files(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held sideways: turn by 270 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
+    image.save(tmp_path / "mpo.jpg", "MPO", save_all=True, append_images=[image.resize((70, 70))])
+    forms |= {"mpo": tmp_path / "mpo.jpg", "open": Image.open(tmp_path / "turned.jpg")}
     return forms | {"turned": tmp_path / "turned.jpg", "text": str(tmp_path / "a b.png")}
 
 

@@ -36,6 +36,11 @@ def test_a_network_of_other_classes_answers_with_their_names(model):
     assert digits == "<7><2>"
 
 
+def test_a_network_of_another_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="the model has 26 classes, expected 10: name them"):
+        read(EnhancedNet(26), ROOT / "figures" / "photo.jpg")
+
+
 def test_a_picture_without_ink_is_refused(model):
     with pytest.raises(ValueError, match="ink"):
         read(model, np.full((100, 100), 255, np.uint8))

@@ -22,6 +22,16 @@ def model():
     return load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
 
 
+def test_a_blank_picture_and_a_correction_without_its_picture_are_named(tmp_path):
+    write_samples(tmp_path, each=1)
+    own = Pictures(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match=r"files that are not there: IMG_1\.png"):
+        own.labels(torch.zeros(10), {"IMG_1.png": "7"})
+    Image.new("L", (90, 90), 255).save(tmp_path / "blank.png")
+    with pytest.raises(ValueError, match=r"no ink in .*blank\.png"):
+        Pictures(tmp_path, tmp_path)
+
+
 def test_the_samples_are_photos_all_different_and_always_the_same(tmp_path):
     written = write_samples(tmp_path / "a b", each=2, seed=3)
     assert sorted(digit for _, digit in written) == sorted([*ONE_PERSON] * 2)

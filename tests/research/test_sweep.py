@@ -150,6 +150,7 @@ def test_a_record_that_cannot_be_used_is_named_and_computed_again(tmp_path, caps
         ({"optimizer": "sgd"}, ValueError, "optimizer must be 'adamw' or 'muon', .*, found 'sgd'"),
         ({"schedule": "none"}, ValueError, "schedule must be .*, found 'none'"),
         ({"elastic_strength": "much"}, TypeError, "elastic_strength must be a number of at"),
+        ({"all_images": "no"}, TypeError, "all_images must be True or False, found 'no'"),
         ({"disturbed_share": 1.5}, ValueError, "disturbed_share must be a number from 0 to 1, fou"),
         ({"model": "Linear"}, ValueError, "model must be 'EnhancedNet' or 'ConvNet', found"),
     ],
@@ -204,6 +205,13 @@ def test_a_run_of_a_sweep_that_diverges_is_recorded_as_failed_and_the_others_go_
     assert sweep(runs, tmp_path, retry_failed=True) == records
     changed = [p for p in times if p.stat().st_mtime_ns != times[p]]
     assert len(changed) == 2
+
+
+def test_a_run_without_its_files_is_recorded_as_failed_and_the_others_go_on(tmp_path):
+    run = {"dataset": "digits", "epochs": 1, "batch_size": 64, "seed": 0}
+    records = sweep([run | {"teacher_logits": str(tmp_path / "none.pth")}, run], tmp_path)
+    assert records[0]["failed"].startswith("FileNotFoundError: ")
+    assert len(records[1]["epochs"]) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the children")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mnist_mlp.storage.checkpoint import FORMAT, NotACheckpoint, TrainingCheckpoint, fingerprint
+from mnist_mlp.storage.checkpoint import FORMAT, TrainingCheckpoint, fingerprint
 
 
 @dataclass
@@ -23,6 +23,7 @@ def test_the_fingerprint_says_everything_that_determines_the_result():
         "epochs": 3,
         "model": "Linear: weight torch.float32 of shape (2, 3), bias torch.float32 of shape (2,)",
         "layers": "Linear(in_features=3, out_features=2, bias=True)",
+        "layers' settings": "in_features=3 out_features=2",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "format": FORMAT,
@@ -45,12 +46,33 @@ def test_the_fingerprint_says_everything_that_determines_the_result():
 def test_a_file_that_is_no_checkpoint_is_named_with_what_to_do(tmp_path):
     (tmp_path / "notes.txt").write_text("not to be lost")
     checkpoint = TrainingCheckpoint(tmp_path / "notes.txt", nn.Linear(3, 2), dict)
-    with pytest.raises(NotACheckpoint) as found:
+    with pytest.raises(ValueError, match="not a training checkpoint") as found:
         checkpoint.restore()
     assert str(found.value) == (
         f"{tmp_path / 'notes.txt'} exists and is not a training checkpoint: it is left as it is. "
         "Give checkpoint= a file of its own, for example run.pt."
     )
+
+
+class Dropping(nn.Module):
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+
+def test_models_that_differ_in_a_setting_alone_are_different_trainings():
+    found = [fingerprint({}, nn.Sequential(Dropping(share)), []) for share in (0.1, 0.1, 0.9)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_file_of_zeros_as_a_power_loss_leaves_it_is_damaged_and_the_one_before_it_used(
+    saved_twice,
+):
+    path = saved_twice.path
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.warns(UserWarning, match="run.pt"):
+        saved_twice.restore()
+    assert value(saved_twice) == 1.0
 
 
 @pytest.fixture

@@ -94,6 +94,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         save_weights(EnhancedNet(), tmp_path / "models" / "net.pth")
 
 
+@pytest.mark.parametrize("name", ["net.json", "lr0.1", "net"])
+def test_a_name_whose_card_could_be_another_files_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"a \.pth file, found '{name}'"):
+        save_weights(EnhancedNet(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_card_that_is_no_json_leaves_both_files_as_they_were(saved):
     model, path = saved
     with pytest.raises(TypeError, match="not JSON serializable"):

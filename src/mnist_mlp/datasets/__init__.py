@@ -39,7 +39,7 @@ def load(
         raise TypeError(f"load takes the name of a data set or a folder, found {name!r}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise TypeError(f"seed must be a whole number of at least 0, found {seed!r}.")
-    name, root = str(name), Path(root or default_root())
+    name, root = str(name), Path(root or default_root()).expanduser()
     if name not in ("mnist", "auto"):
         return _split(_load_parts(name, root, download, seed), seed)
     try:

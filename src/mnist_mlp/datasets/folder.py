@@ -50,13 +50,7 @@ def _read_classes(path: Path, at_least: int) -> ImageDataset:
             expected = f"expected at least {at_least}{uses}"
             raise ValueError(f"{part} holds {len(files)} pictures, {expected}.")
         pictures += [(file, classes.index(part.name)) for file in files]
-    images = []
     quiet = len(pictures) < 500
-    for file, _ in tqdm(pictures, "Pictures", unit="picture", file=sys.stdout, disable=quiet):
-        try:
-            images.append(to_mnist(file))
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-    return ImageDataset(
-        torch.stack(images), torch.tensor([label for _, label in pictures]), classes
-    )
+    bar = tqdm(pictures, "Pictures", unit="picture", file=sys.stdout, disable=quiet)
+    images = torch.stack([to_mnist(file) for file, _ in bar])
+    return ImageDataset(images, torch.tensor([label for _, label in pictures]), classes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mnist_mlp.handwriting.preprocess import normalise, to_mnist
 from mnist_mlp.handwriting.synthetic import write_samples
@@ -31,10 +31,13 @@ class Pictures:
 
     def photos(self, indices: Iterable[int]) -> list[np.ndarray]:
         """Return the pictures themselves as grey values of shape (H, W)."""
-        return [np.asarray(Image.open(self.paths[i]).convert("L")) for i in indices]
+        pictures = (ImageOps.exif_transpose(Image.open(self.paths[i])) for i in indices)
+        return [np.asarray(picture.convert("L")) for picture in pictures]
 
     def labels(self, predicted: torch.Tensor, corrections: Mapping[str, str]) -> list[str]:
         """Return each picture's digit: corrected, or known, or else the predicted one."""
+        if unknown := corrections.keys() - {path.name for path in self.paths}:
+            raise ValueError(f"corrections of files that are not there: {', '.join(unknown)}.")
         known = self.known | dict(corrections)
         pairs = zip(self.paths, predicted, strict=True)
         return [known.get(path.name, str(int(digit))) for path, digit in pairs]

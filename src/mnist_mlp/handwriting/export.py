@@ -1,5 +1,6 @@
 """Export of a trained model for use without PyTorch."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 (N, classes), rows that sum to 1, for uint8 images (N, 28, 28)."""
-        return self.model((images.float() / 255 - MEAN) / STD).softmax(dim=1)
+        return self.model(((images.float() / 255 - MEAN) / STD).flatten(1)).softmax(dim=1)
 
 
 def export_onnx(
@@ -37,7 +38,10 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ONNX needs an extra: pip install -e '.[onnx]'.") from error
-    classifier, images = Classifier(model).eval(), torch.zeros(2, 28, 28, dtype=torch.uint8)
+    classifier, images = (
+        Classifier(copy.deepcopy(model)).eval(),
+        torch.zeros(2, 28, 28, dtype=torch.uint8),
+    )
     if (found := classifier(images).shape[1]) != len(classes):
         raise ValueError(f"the model has {found} classes, expected {len(classes)}: name them.")
     program = torch.onnx.export(

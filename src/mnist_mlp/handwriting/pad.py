@@ -45,7 +45,8 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = tuple("0123456789")
                 grey = np.frombuffer(change["new"], np.uint8).reshape(280, 280)
                 self.image = to_mnist(grey)
                 with torch.inference_mode():
-                    found = model(normalise(self.image[None])).softmax(1)[0].tolist()
+                    inputs = normalise(self.image[None]).flatten(1)
+                    found = model(inputs).softmax(1)[0].tolist()
                 self.seen, self.probabilities = self.image.numpy().tobytes(), found
             except ValueError:  # nothing drawn, or all of it erased
                 self.image, self.seen, self.probabilities = None, b"", []

@@ -23,7 +23,9 @@ def read_grey(picture: Picture) -> np.ndarray:
     """
     if isinstance(picture, (str, PathLike)):
         picture = _open(picture)
-    if not isinstance(picture, Image.Image):
+    elif isinstance(picture, Image.Image):
+        picture = ImageOps.exif_transpose(picture)
+    else:
         picture = _from_array(picture)
     if picture.width * picture.height > MAX_PIXELS:
         size = f"{picture.width:,} x {picture.height:,} pixels"
@@ -38,7 +40,8 @@ def read_grey(picture: Picture) -> np.ndarray:
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
         raise ValueError("a picture's values must be finite, found infinite ones or NaN.")
-    values = values / (1 if picture.mode == "F" else 65_535)
+    if picture.mode != "F":  # of 16 bits; as 32-bit integers of 8 or of 16
+        values = values / (255 if values.max() <= 255 else 65_535)
     if values.min() < 0 or values.max() > 1:
         found = f"{values.min():g} to {values.max():g}"
         raise ValueError(f"a picture's floats must lie in 0 to 1, found {found}.")
@@ -67,7 +70,8 @@ def _open(path: str | PathLike) -> Image.Image:
                 if picture.width * picture.height > MAX_PIXELS:
                     size = f"{picture.width:,} x {picture.height:,} pixels"
                     raise ValueError(f"{path} has {size}, expected at most {MAX_PIXELS:,} in all.")
-                if (frames := getattr(picture, "n_frames", 1)) > 1:
+                frames = getattr(picture, "n_frames", 1)
+                if frames > 1 and picture.format != "MPO":  # a photo, with a preview behind it
                     raise ValueError(f"{path} has {frames} frames, expected one picture.")
                 return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:

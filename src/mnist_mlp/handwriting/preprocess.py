@@ -4,6 +4,7 @@
 """
 
 import warnings
+from os import PathLike
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     Sources: Otsu, "A threshold selection method from gray-level histograms", 1979; for the last
     step LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
     """
-    ink, components = _find_ink(read_grey(picture))
+    ink, components = _find_ink(picture)
     groups = _group_by_digit(components)
     heights = [np.ptp(np.nonzero(np.isin(components, group).any(1))) for group in groups]
     if (digits := sum(height > max(heights) / 2 for height in heights)) > 1:
@@ -46,7 +47,7 @@ def segment_digits(picture: Picture) -> torch.Tensor:
     For digits side by side that do not touch. Strokes above each other are one digit, so that a
     five keeps its roof. Raises what `to_mnist` raises.
     """
-    ink, components = _find_ink(read_grey(picture))
+    ink, components = _find_ink(picture)
     groups = _group_by_digit(components)
     return torch.stack([thicken_and_centre(ink * np.isin(components, group)) for group in groups])
 
@@ -106,14 +107,15 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     return (image * (255 / image.max())).round().to(torch.uint8)
 
 
-def _find_ink(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_ink(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """Return the ink from 0 to 1 and the number of each pixel's connected component, or 0."""
-    height, noise = _above_paper(grey)
+    height, noise = _above_paper(read_grey(picture))
     ink = np.maximum(0, height if (height * height * height).sum() > 0 else -height)
     threshold = _otsu(ink[ink > 3 * noise])
     full = np.median(ink[ink > threshold]) if (ink > threshold).any() else 0.0
     if full < max(MIN_CONTRAST, 4.5 * noise):  # noise alone gives less than four times itself
-        raise ValueError("there is no ink in the picture: expected a digit that stands out.")
+        name = picture if isinstance(picture, (str, PathLike)) else "the picture"
+        raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
     ink = np.where(ink < max(0.15 * full, 4 * noise), 0, np.minimum(ink / full, 1))
     components, _ = ndimage.label(ink > 0, np.ones((3, 3)))
     mass = np.bincount(components.ravel(), ink.ravel())

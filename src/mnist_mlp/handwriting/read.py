@@ -18,9 +18,11 @@ def read(
 
     `picture`: as for `to_mnist`, with one digit or several side by side that do not touch. `model`:
     any network trained on MNIST. The probabilities are float32 of shape (digits, classes). Raises
-    what `to_mnist` raises.
+    what `to_mnist` raises, and ValueError if the model has another number of classes.
     """
     images = segment_digits(picture)
     unknown = torch.zeros(len(images), dtype=torch.int64)
     found = evaluate(model, ImageDataset(images, unknown, tuple(classes)))
+    if (outputs := found.logits.shape[1]) != len(classes):
+        raise ValueError(f"the model has {outputs} classes, expected {len(classes)}: name them.")
     return "".join(classes[i] for i in found.predicted), found.probabilities

@@ -50,6 +50,8 @@ def with_defaults(run: dict) -> dict:
     if whole["model"] not in MODELS:
         expected = " or ".join(map(repr, MODELS))
         raise ValueError(f"model must be {expected}, found {whole['model']!r}.")
+    if not isinstance(whole["all_images"], bool):
+        raise TypeError(f"all_images must be True or False, found {whole['all_images']!r}.")
     if not 0 <= (share := whole["disturbed_share"]) <= 1:
         raise ValueError(f"disturbed_share must be a number from 0 to 1, found {share!r}.")
     for name in [name for name, value in run.items() if callable(value)]:
@@ -116,16 +118,17 @@ def train_run(run: dict, threads: int) -> tuple[dict, bytes]:
     from mnist_mlp.datasets import load
 
     torch.set_num_threads(threads)
-    splits = load(run["dataset"], download=False)
-    torch.manual_seed(run["seed"])
-    model = MODELS[run["model"]](len(splits.train.classes))
-    images = splits.train_and_validation() if run["all_images"] else splits.train
-    train, recipe = [images], _recipe(run)
-    if run["teacher_logits"]:
-        train = load_distillation_sets(run["teacher_logits"], images)
-    if share := run["disturbed_share"]:
-        recipe = replace(recipe, augment=partial(_augment_and_disturb, recipe=recipe, share=share))
     try:
+        splits = load(run["dataset"], download=False)
+        torch.manual_seed(run["seed"])
+        model = MODELS[run["model"]](len(splits.train.classes))
+        images = splits.train_and_validation() if run["all_images"] else splits.train
+        train, recipe = [images], _recipe(run)
+        if run["teacher_logits"]:
+            train = load_distillation_sets(run["teacher_logits"], images)
+        if share := run["disturbed_share"]:
+            disturbed = partial(_augment_and_disturb, recipe=recipe, share=share)
+            recipe = replace(recipe, augment=disturbed)
         history = fit(model, train, splits.validation, recipe, progress=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

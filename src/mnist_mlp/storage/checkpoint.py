@@ -17,19 +17,15 @@ from torch import nn
 from mnist_mlp.storage.files import atomic_write, locked, replace_file
 from mnist_mlp.storage.weights import describe, read_tensors, to_bytes
 
-FORMAT = 3
+FORMAT = 4
 MARK = b"training checkpoint of mnist_mlp"  # stored as a key, so that damaged files are recognised
-
-
-class NotACheckpoint(ValueError):
-    """A file that no training has written."""
 
 
 class TrainingCheckpoint:
     """The file of one training run, with the one before it kept as `.previous`.
 
-    `state`: has a `state_dict`. `identity`: returns what the training is, in plain values; the file
-    of another training is refused. Without a path nothing is done.
+    `state`: has a `state_dict`. `identity`: returns the settings that identify the training; a
+    file with other settings is refused. Without a path nothing is done.
     """
 
     def __init__(self, path: str | Path | None, state: Any, identity: Callable[[], dict]):
@@ -59,10 +55,15 @@ class TrainingCheckpoint:
         """
         if not self.path:
             return
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if content.strip(b"\0") and MARK not in content:  # a lost disk cache leaves zeros
+            raise ValueError(
+                f"{self.path} exists and is not a training checkpoint: it is left as it is. "
+                "Give checkpoint= a file of its own, for example run.pt."
+            )
         untouched = copy.deepcopy(self.state.state_dict())
         for path in (self.path, self._sibling(".previous")):
             try:
-                self._check_is_checkpoint(path)
                 saved = read_tensors(path)
                 found = saved["fingerprint"]
                 differences = [
@@ -76,8 +77,6 @@ class TrainingCheckpoint:
                     return
             except FileNotFoundError:
                 continue
-            except NotACheckpoint:
-                raise
             except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
                 self.state.load_state_dict(untouched)
                 damaged = self._sibling(".damaged")
@@ -87,14 +86,6 @@ class TrainingCheckpoint:
             raise ValueError(
                 f"{path} is the checkpoint of another training: {'; '.join(differences)}. "
                 "Restore these settings, or delete the file and its .previous to start anew."
-            )
-
-    def _check_is_checkpoint(self, path: Path) -> None:
-        content = path.read_bytes()
-        if content and MARK not in content and path == self.path:
-            raise NotACheckpoint(
-                f"{path} exists and is not a training checkpoint: it is left as it is. "
-                "Give checkpoint= a file of its own, for example run.pt."
             )
 
     def save(self) -> None:
@@ -130,10 +121,17 @@ def fingerprint(recipe: dict, model: nn.Module, datasets: Iterable[Any]) -> dict
             digest.update(value.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(value).encode())
+    settings = [
+        f"{name}.{key}={value}".lstrip(".")
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and key != "training"
+    ]
     shapes = ", ".join(f"{name} {describe(t)}" for name, t in model.state_dict().items())
     return recipe | {
         "model": f"{type(model).__name__}: {shapes}",
         "layers": " ".join(repr(model).split()),
+        "layers' settings": " ".join(settings),
         "data (SHA-256)": digest.hexdigest(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),

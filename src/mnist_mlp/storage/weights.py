@@ -39,10 +39,12 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
     The .pth file holds only tensors: `model.load_state_dict(torch.load(path, weights_only=True))`
     works anywhere. `card`: plain values (data set, recipe, metrics, ...); the class, its size, the
     SHA-256 of the .pth, the versions and the date are added. Of several processes that save at
-    once the last one wins. Raises OSError if a file cannot be written; then each of the two has
-    either its old or its new content.
+    once the last one wins. Raises ValueError for another ending than .pth or .pt, and OSError if a
+    file cannot be written; then each of the two has either its old or its new content.
     """
     path = Path(path)
+    if path.suffix not in (".pth", ".pt"):  # lr0.1 and lr0.2 would share the card lr0.json
+        raise ValueError(f"weights must be saved in a .pth file, found {path.name!r}.")
     weights = to_bytes({name: t.cpu().clone() for name, t in model.state_dict().items()})
     card = {
         "model": type(model).__name__,
@@ -60,7 +62,7 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
             atomic_write(path) as weights_file,
         ):
             weights_file.write_bytes(weights)
-            card_file.write_bytes(json.dumps(card, indent=2).encode() + b"\n")
+            card_file.write_bytes(json.dumps(card, indent=2, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise OSError(f"{path} was not saved: {error}. Files saved before are intact.") from error
 
