@@ -274,9 +274,9 @@ def test_on_a_gpu_it_trains_from_data_and_a_model_on_the_cpu(toy):
 # Records and checkpoints
 
 
-def scaled(factor):
+def scaled(factor, power=1):
     def loss(logits, labels):
-        return factor * torch.nn.functional.cross_entropy(logits, labels)
+        return factor * torch.nn.functional.cross_entropy(logits, labels) ** power
 
     return loss
 
@@ -306,7 +306,7 @@ OWN = [
     ("loss_fn", torch.nn.MultiMarginLoss(), "MultiMarginLoss", margin, f"{__name__}.margin"),
     ("augment", rolled, f"{__name__}.rolled", flipped, f"{__name__}.flipped"),
     ("augment", flipped, f"{__name__}.flipped", "warp", "warp"),
-    ("loss_fn", scaled(0.5), "loss(factor=0.5)", scaled(2.0), "loss(factor=2.0)"),
+    ("loss_fn", scaled(0.5), "loss(factor=0.5, power=1)", scaled(2.0), "loss(factor=2.0, power=1)"),
     ("augment", Shift(1).apply, "apply(columns=1)", Shift(2).apply, "apply(columns=2)"),
     ("device", "cpu", "cpu", None, "None"),
 ]  # fmt: skip

@@ -365,7 +365,10 @@ def test_a_choice_is_one_of_the_names_or_where_it_says_so_a_function():
     assert isinstance("a", kinds)
     assert isinstance(print, kinds)
     assert not isinstance(3, kinds)
-    assert [bool(allowed(value)) for value in ("a", "b", "c", print)] == [True, True, False, True]
+    values = "a", "b", "c", print, int
+    assert [bool(allowed(value)) for value in values] == [True, True, False, True, True]
+    _, allowed, _ = recipe_module._choice({"a": 1}, ", or a function", classes=False)
+    assert [bool(allowed(value)) for value in values] == [True, False, False, True, False]
     assert words == "'a' or 'b', or a function"
     kinds, allowed, words = recipe_module._choice(["a", "b"])
     assert not isinstance(print, kinds)

@@ -23,7 +23,7 @@ def test_the_fingerprint_says_everything_that_determines_the_result():
         "epochs": 3,
         "model": "Linear: weight torch.float32 of shape (2, 3), bias torch.float32 of shape (2,)",
         "layers": "Linear(in_features=3, out_features=2, bias=True)",
-        "layers' settings": "in_features=3 out_features=2",
+        "layers' settings": ".in_features=3 .out_features=2",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "format": FORMAT,

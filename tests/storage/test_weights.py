@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import pickle
 import pickletools
@@ -101,10 +102,19 @@ def test_a_name_whose_card_could_be_another_files_is_refused(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_card_that_is_no_json_leaves_both_files_as_they_were(saved):
+def test_weights_may_end_in_pt(tmp_path):
+    save_weights(EnhancedNet(), tmp_path / "net.pt", dataset="toy")
+    assert read_card(tmp_path / "net.pt")["dataset"] == "toy"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [(object(), TypeError, "not JSON serializable"), (math.nan, ValueError, "not JSON compliant")],
+)
+def test_a_card_that_is_no_json_leaves_both_files_as_they_were(saved, value, error, words):
     model, path = saved
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        save_weights(EnhancedNet(), path, dataset=object())
+    with pytest.raises(error, match=words):
+        save_weights(EnhancedNet(), path, dataset=value)
     assert same(load_weights(EnhancedNet(), path), model)
     assert visible(path.parent) == ["net.json", "net.pth"]
 

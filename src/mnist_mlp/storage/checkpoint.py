@@ -56,7 +56,7 @@ class TrainingCheckpoint:
         if not self.path:
             return
         content = self.path.read_bytes() if self.path.exists() else b""
-        if content.strip(b"\0") and MARK not in content:  # a lost disk cache leaves zeros
+        if any(content) and MARK not in content:  # zeros alone are what a power loss leaves
             raise ValueError(
                 f"{self.path} exists and is not a training checkpoint: it is left as it is. "
                 "Give checkpoint= a file of its own, for example run.pt."
@@ -122,7 +122,7 @@ def fingerprint(recipe: dict, model: nn.Module, datasets: Iterable[Any]) -> dict
         else:
             digest.update(repr(value).encode())
     settings = [
-        f"{name}.{key}={value}".lstrip(".")
+        f"{name}.{key}={value}"
         for name, module in model.named_modules()
         for key, value in vars(module).items()
         if isinstance(value, (int, float, str)) and key != "training"
