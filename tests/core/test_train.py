@@ -211,6 +211,15 @@ def test_an_interrupt_leaves_the_best_weights_so_far(toy, monkeypatch, at, epoch
     assert not fit_with(model, train_set, toy[1], **RECIPE).stopped  # and a second run works
 
 
+@pytest.mark.parametrize(("at", "weights"), [(2, "that step"), (8, r"epoch \d")])
+def test_after_an_interrupt_it_says_whose_the_weights_are(toy, monkeypatch, capsys, at, weights):
+    monkeypatch.setattr(Interrupting, "calls", 0)
+    monkeypatch.setattr(Interrupting, "at", at)
+    train_set = Interrupting(toy[0].images, toy[0].labels)
+    fit_with(net(), train_set, toy[1], progress=True, **RECIPE)
+    assert re.search(rf"; the weights are those of {weights}\.$", capsys.readouterr().out, re.M)
+
+
 @pytest.mark.parametrize(("in_epoch", "stopped"), [(1, "after step 0 of epoch 2 of 3"), (3, "")])
 def test_a_signal_while_validating_counts_unless_that_was_the_end(
     toy, monkeypatch, in_epoch, stopped
