@@ -1,6 +1,6 @@
 """Make `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
 
-`make page`: with the first of WEIGHTS that exists.
+`make page`: with the first weights that exist: for handwriting, the best, the default.
 """
 
 import base64

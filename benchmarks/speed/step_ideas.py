@@ -123,7 +123,6 @@ IDEAS["these two and the average"] = (
     FOUR,
     [make for name in (*TOGETHER, "average every fourth step") for make in IDEAS[name][1]],
 )
-
 IDEAS["the whole step by hand"] = ({}, [lambda: patch.object(train, "train_steps", by_hand)])
 
 

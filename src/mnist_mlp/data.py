@@ -166,9 +166,9 @@ def check_datasets(
             found, expected = (" ".join(p.classes) for p in (part, validation))
             raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")
         if (part.mean, part.std) != (validation.mean, validation.std):
-            found, expected = (f"mean {p.mean:g}, std {p.std:g}" for p in (part, validation))
+            found, expected = (f"mean {p.mean}, std {p.std}" for p in (part, validation))
             raise ValueError(
-                f"train is normalised by {found}, validation by {expected}: make them one."
+                f"train is normalised by {found}, validation by {expected}: not the same."
             )
     if not train_sets:
         raise ValueError("train must be at least one ImageDataset, found an empty list.")

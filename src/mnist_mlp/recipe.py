@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral, Real
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -170,11 +170,12 @@ def distillation_loss(
 def _plain(value):
     """Return a number, string or None as it is; a function or object by name and arguments."""
     if callable(value) and hasattr(value, "__qualname__"):
-        name, held = f"{value.__module__}.{value.__qualname__}", getattr(value, "__self__", None)
-        held = getattr(held, "__dict__", {})
+        name, held = f"{value.__module__}.{value.__qualname__}", {}
         if isinstance(value, FunctionType):  # what a closure holds tells it from its likes
-            held = inspect.getclosurevars(value).nonlocals
-        held = {k: v for k, v in held.items() if isinstance(v, (int, float, str))}
+            held = dict(inspect.getclosurevars(value).nonlocals)
+        elif isinstance(value, MethodType):
+            held = getattr(value.__self__, "__dict__", {})
+        held = {k: v for k, v in held.items() if k[0] != "_" and isinstance(v, (int, float, str))}
         return f"{name}({', '.join(f'{k}={v!r}' for k, v in held.items())})" if held else name
     if isinstance(value, partial):
         name, args, named = _plain(value.func), value.args, value.keywords

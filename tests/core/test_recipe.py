@@ -360,6 +360,11 @@ def test_a_recipe_survives_copying_and_pickling():
         assert isinstance(found, Recipe)
 
 
+def test_a_builtin_and_a_method_of_a_class_have_short_records():
+    assert Recipe(loss_fn=math.dist).asdict()["loss_fn"] == "math.dist"
+    assert Recipe(augment=Recipe.changes).asdict()["augment"] == "mnist_mlp.recipe.Recipe.changes"
+
+
 def test_a_choice_is_one_of_the_names_or_where_it_says_so_a_function():
     kinds, allowed, words = recipe_module._choice({"a": 1, "b": 2}, ", or a function")
     assert isinstance("a", kinds)

@@ -40,7 +40,7 @@ def read_grey(picture: Picture) -> np.ndarray:
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
         raise ValueError("a picture's values must be finite, found infinite ones or NaN.")
-    if picture.mode != "F":  # of 16 bits; as 32-bit integers of 8 or of 16
+    if picture.mode != "F":  # 16 bits; 32-bit integers may hold 8-bit values
         values = values / (255 if values.max() <= 255 else 65_535)
     if values.min() < 0 or values.max() > 1:
         found = f"{values.min():g} to {values.max():g}"

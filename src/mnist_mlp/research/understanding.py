@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import prune
 
 from mnist_mlp.data import MEAN, STD, ImageDataset, loader
 from mnist_mlp.storage.files import read_json, repo_root
@@ -167,11 +167,12 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
 
     Source: Han et al., "Learning both weights and connections for efficient neural networks", 2015.
     """
-    smaller = copy.deepcopy(model)
-    weights = [m.weight for m in smaller.modules() if isinstance(m, nn.Linear)]
-    flat = parameters_to_vector(weights).detach()
-    flat[flat.abs().topk(round(share * len(flat)), largest=False).indices] = 0
-    vector_to_parameters(flat, weights)
+    masked, smaller = copy.deepcopy(model), copy.deepcopy(model)
+    weights = [(m, "weight") for m in masked.modules() if isinstance(m, nn.Linear)]
+    prune.global_unstructured(weights, prune.L1Unstructured, amount=float(share))
+    for layer, name in weights:
+        prune.remove(layer, name)  # this moves the weight behind the bias
+    smaller.load_state_dict(masked.state_dict())
     return smaller
 
 

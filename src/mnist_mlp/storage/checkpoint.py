@@ -125,7 +125,7 @@ def fingerprint(recipe: dict, model: nn.Module, datasets: Iterable[Any]) -> dict
         f"{name}.{key}={value}"
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, (int, float, str)) and key != "training"
+        if isinstance(value, (int, float, str)) and key[0] != "_" and key != "training"
     ]
     shapes = ", ".join(f"{name} {describe(t)}" for name, t in model.state_dict().items())
     return recipe | {
