@@ -12,7 +12,7 @@ from helpers import ROOT, published
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mnist_mlp import EnhancedNet, Recipe, evaluate, fit, train
+from mnist_mlp import EnhancedNet, Recipe, evaluate
 from mnist_mlp.optim.hardware import bfloat16_units
 
 SPEED = ROOT / "benchmarks" / "speed"
@@ -232,25 +232,6 @@ def test_each_idea_for_a_faster_step_trains_the_same_and_is_as_the_readme_says(b
     assert list(found["ideas"]) == list(step_ideas.IDEAS)
     losses = [idea["loss"] for idea in found["ideas"].values()]
     assert losses == pytest.approx(losses[:1] * len(losses), rel=1e-6)
-
-
-def test_twenty_steps_by_hand_have_the_losses_and_averages_of_autograd(
-    benchmarks, toy, monkeypatch
-):
-    import by_hand
-
-    recipe = Recipe(epochs=7, batch_size=64, augment_strength=0.0, precision="float32")
-    trained = []
-    for steps in (train.train_steps, by_hand.train_steps):
-        monkeypatch.setattr(train, "train_steps", steps)
-        torch.manual_seed(0)
-        model = EnhancedNet()
-        history = fit(model, *toy, recipe, progress=False)
-        metrics = [{k: v for k, v in e.items() if k != "seconds"} for e in history.epochs]
-        trained.append((metrics, torch.cat([p.detach().flatten() for p in model.parameters()])))
-    (plain, weights), (manual, found) = trained
-    assert [pytest.approx(epoch, rel=1e-3, abs=1e-4) for epoch in plain] == manual
-    torch.testing.assert_close(found, weights, rtol=1e-3, atol=1e-4)
 
 
 def test_the_records_are_of_what_bench_would_run(benchmarks):

@@ -14,11 +14,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit, load
 from mnist_mlp import recipe as recipes
-from mnist_mlp.optim import AdamW
+from mnist_mlp.optim import backprop
 from mnist_mlp.optim.hardware import bfloat16_units, float32_products
 from mnist_mlp.recipe import History
 from mnist_mlp.storage.files import write_json
@@ -29,10 +28,11 @@ EPOCHS = 5
 PARTS = {
     "batch": (ImageDataset, "__getitems__"),
     "warp": (recipes, "random_warp"),
-    "forward": (EnhancedNet, "forward"),
-    "backward": (torch.Tensor, "backward"),
-    "optimizer": (AdamW, "step"),
-    "ema": (AveragedModel, "update_parameters"),
+    "forward": (backprop.Step, "forward"),
+    "loss": (backprop, "cross_entropy"),
+    "backward": (backprop.Step, "backward"),
+    "optimizer": (backprop.Step, "update"),
+    "ema": (backprop.Step, "average"),
 }
 
 

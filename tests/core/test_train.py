@@ -11,7 +11,7 @@ from helpers import ROOT, fit_with
 from torch import nn
 from torchvision import transforms
 
-from mnist_mlp import train
+from mnist_mlp import state, train
 from mnist_mlp.data import ImageDataset, epoch_generator
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.model import EnhancedNet
@@ -101,11 +101,12 @@ def textbook(model, train_set, validation, epochs, batch_size, lr, ema_decay, sm
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_fit_is_the_textbooks_loop(toy):
+@pytest.mark.parametrize("smoothing", [0.1, 0.0], ids=["autograd", "without autograd"])
+def test_fit_is_the_textbooks_loop(toy, smoothing):
     """130 images in batches of 64, 64 and 2: a short batch counts by its examples."""
-    expected = textbook(net(), *toy, 3, 64, 0.002, 0.9, smoothing=0.1, decay=0.05)
+    expected = textbook(net(), *toy, 3, 64, 0.002, 0.9, smoothing=smoothing, decay=0.05)
     model = net()
-    changes = {"learning_rate": 0.002, "label_smoothing": 0.1, "weight_decay": 0.05}
+    changes = {"learning_rate": 0.002, "label_smoothing": smoothing, "weight_decay": 0.05}
     history = fit_with(model, *toy, **RECIPE | changes, augment_strength=0.0)
     for record, wanted in zip(history.epochs, expected, strict=True):
         for metric in wanted.keys() - {"average"}:
@@ -240,7 +241,8 @@ def test_the_seconds_are_those_of_the_epochs_also_of_one_that_was_interrupted(
     toy, monkeypatch, tmp_path
 ):
     ticks = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    for module in (train, state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert [e["seconds"] for e in fit_with(net(), *toy, **RECIPE).epochs] == [10, 10, 10]
     monkeypatch.setattr(Interrupting, "calls", 0)
     monkeypatch.setattr(Interrupting, "at", 5)
