@@ -152,16 +152,21 @@ def stratified_split(
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
+def check_dataset(name: str, part) -> None:
+    """Raise TypeError if the argument of this name is not an ImageDataset."""
+    if not isinstance(part, ImageDataset):
+        hint = " Use its train, validation or test." if isinstance(part, Splits) else ""
+        found = f"found {type(part).__name__}.{hint}"
+        raise TypeError(f"{name} must be an ImageDataset(images, labels), {found}")
+
+
 def check_datasets(
     train: ImageDataset | Sequence[ImageDataset], validation: ImageDataset, batch_size: int
 ) -> list[ImageDataset]:
     """Return the training sets as a list; TypeError or ValueError if they cannot be used."""
     train_sets: list = list(train) if isinstance(train, (list, tuple)) else [train]
     for name, part in [("validation", validation), *(("train", part) for part in train_sets)]:
-        if not isinstance(part, ImageDataset):
-            hint = f" Use its part {name!r}." if isinstance(part, Splits) else ""
-            found = f"found {type(part).__name__}.{hint}"
-            raise TypeError(f"{name} must be an ImageDataset(images, labels), {found}")
+        check_dataset(name, part)
         if part.classes != validation.classes:
             found, expected = (" ".join(p.classes) for p in (part, validation))
             raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mnist_mlp.data import ImageDataset, loader
+from mnist_mlp.data import ImageDataset, check_dataset, loader
 from mnist_mlp.optim.hardware import float32_products
 
 
@@ -106,8 +106,10 @@ def _evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """Return the model's evaluation on every image of the data set, in order, unaugmented.
 
-    Runs in evaluation mode and restores each module's mode afterwards.
+    Runs in evaluation mode and restores each module's mode afterwards. Raises TypeError if the data
+    set is not an ImageDataset.
     """
+    check_dataset("dataset", dataset)
     with _evaluation_mode(model) as device:
         logits = torch.cat([model(images.to(device)).float() for images, *_ in loader(dataset)])
     return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)

@@ -132,7 +132,7 @@ def test_a_model_that_cannot_be_used_is_one_sentence(toy):
 def test_data_that_cannot_be_used_are_one_sentence(toy):
     digits = load("digits")
     for train, words in (
-        (digits, r"train must be an ImageDataset\(images, labels\), found Splits.*'train'"),
+        (digits, r"train must be an ImageDataset\(images, labels\), found Splits.*train"),
         (toy[0].images, r"found Tensor\.$"),
         (DataLoader(toy[0], 10), "found DataLoader"),
         (Subset(toy[0], range(9)), "found Subset"),
@@ -143,6 +143,9 @@ def test_data_that_cannot_be_used_are_one_sentence(toy):
         fit_with(net(), toy[0], toy[1].images, **QUICK)
     with pytest.raises(TypeError, match=r"train must be .*found Tensor"):
         fit_with(net(), [toy[0], toy[0].images], toy[1], **QUICK)
+    for dataset in (digits, toy[0].images):
+        with pytest.raises(TypeError, match=r"^dataset must be an ImageDataset.*, found"):
+            evaluate(net(), dataset)
     with pytest.raises(ValueError, match=r"^train must be at least one ImageDataset, found"):
         fit_with(net(), [], toy[1], **QUICK)
     four = ImageDataset(toy[0].images, toy[0].labels % 4, tuple("0123"))

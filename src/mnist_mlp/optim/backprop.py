@@ -14,6 +14,7 @@ from torch import nn
 from mnist_mlp.optim.adamw import AdamW
 
 aten = torch.ops.aten
+threshold_backward = aten.threshold_backward.grad_input
 
 
 def applies(state, train_set) -> bool:
@@ -41,12 +42,9 @@ def applies(state, train_set) -> bool:
 
 
 class Step:
-    """A step of AdamW on the mean cross-entropy, for the model and the optimizer of a state.
+    """A step of AdamW on the mean cross-entropy, for the model and the optimizer of a state."""
 
-    `batch_size`: the images of the largest batch.
-    """
-
-    def __init__(self, state, batch_size: int):
+    def __init__(self, state):
         dtype = torch.bfloat16 if state.recipe.uses_bfloat16() else torch.float32
         self.state, (self.group,) = state, state.optimizer.param_groups
         self.masters = [p.detach() for p in state.model.parameters()]
@@ -55,21 +53,22 @@ class Step:
         # Parameters, their gradients, first and second moments, and the numbers of steps.
         self.adamw: tuple[list, ...] = [], [], [], [], [], []
         state.optimizer._init_group(self.group, *self.adamw)
-        self.weights, self.gradients = ([t.detach().to(dtype) for t in p] for p in self.adamw[:2])
+        self.copies, self.gradients = ([t.detach().to(dtype) for t in p] for p in self.adamw[:2])
         self.rounded = dtype != torch.float32
-        sizes = [len(bias) for bias in self.weights[1::2]]
-        self.outputs = [torch.empty(batch_size, n, dtype=dtype) for n in sizes]
-        self.input_gradients = [torch.empty_like(output) for output in self.outputs[:-1]]
+        self.weights, self.biases = self.copies[::2], self.copies[1::2]
+        self.outputs = [bias.new_empty(0, len(bias)) for bias in self.biases]
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the images, the output of each hidden layer, and the logits."""
         if self.rounded:
-            torch._foreach_copy_(self.weights, self.masters)
-        results, last = [images.to(self.weights[0].dtype)], len(self.outputs) - 1
-        for i, buffer in enumerate(self.outputs):
-            output, (weight, bias) = buffer[: len(images)], self.weights[2 * i : 2 * i + 2]
+            torch._foreach_copy_(self.copies, self.masters)
+        if len(images) != len(self.outputs[0]):
+            self.outputs = [bias.new_empty(len(images), len(bias)) for bias in self.biases]
+            self.output_gradients = [torch.empty_like(output) for output in self.outputs]
+        results, last = [images.to(self.weights[0].dtype)], self.outputs[-1]
+        for weight, bias, output in zip(self.weights, self.biases, self.outputs, strict=True):
             torch.addmm(bias, results[-1], weight.T, out=output)
-            results.append(output.relu_() if i < last else output)
+            results.append(output if output is last else output.relu_())
         return results
 
     def backward(self, inputs: list[torch.Tensor], gradient: torch.Tensor) -> None:
@@ -82,10 +81,10 @@ class Step:
             torch.mm(gradient.T, inputs[i], out=self.gradients[2 * i])
             torch.sum(gradient, 0, out=self.gradients[2 * i + 1])
             if i:
-                buffer = self.input_gradients[i - 1][: len(gradient)]
-                gradient = torch.mm(gradient, self.weights[2 * i], out=buffer)
-                relu = aten.threshold_backward.grad_input
-                relu(gradient, inputs[i], 0, grad_input=gradient)
+                before = self.output_gradients[i - 1]
+                torch.mm(gradient, self.weights[i], out=before)
+                threshold_backward(before, inputs[i], 0, grad_input=before)
+                gradient = before
         if self.rounded:
             torch._foreach_copy_(self.adamw[1], self.gradients)
 
@@ -113,14 +112,14 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, to
     logp, mean, no_index = logits.log_softmax(1), 1, -100
     more = labels, None, mean, no_index
     loss, total = aten.nll_loss_forward(logp, *more)
-    gradient = aten.nll_loss_backward(torch.ones(()), logp, *more, total)
+    gradient = aten.nll_loss_backward(logp.new_ones(()), logp, *more, total)
     return loss.item(), aten._log_softmax_backward_data(gradient, logp, 1, torch.float32)
 
 
 @torch.no_grad()
 def train_steps(state, train_set) -> Iterator[None]:
     """Train for one epoch, as the textbook loop of `mnist_mlp.train`; yield after each step."""
-    step = Step(state, min(state.recipe.batch_size, len(train_set)))
+    step = Step(state)
     state.optimizer._opt_called = True  # else the schedule warns that no optimizer was
     for images, labels in state.batches(train_set):
         *inputs, logits = step.forward(images)
