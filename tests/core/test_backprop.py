@@ -137,15 +137,14 @@ def with_hook(optimizer, total_steps):
 @pytest.mark.parametrize(
     "recipe",
     [
-        {"label_smoothing": 0.1},
-        {"loss_fn": nn.MultiMarginLoss()},
-        {"optimizer": torch.optim.SGD},
-        {"optimizer": torch.optim.AdamW},
-        {"optimizer": "muon"},
-        {"schedule": two_rates},
-        {"schedule": with_hook},
+        pytest.param({"label_smoothing": 0.1}, id="smoothing"),
+        pytest.param({"loss_fn": nn.MultiMarginLoss()}, id="loss"),
+        pytest.param({"optimizer": torch.optim.SGD}, id="SGD"),
+        pytest.param({"optimizer": torch.optim.AdamW}, id="torch's AdamW"),
+        pytest.param({"optimizer": "muon"}, id="Muon"),
+        pytest.param({"schedule": two_rates}, id="two rates"),
+        pytest.param({"schedule": with_hook}, id="an optimizer's hook"),
     ],
-    ids=str,
 )
 def test_another_recipe_is_trained_as_it_says(toy, recipe):
     expected, metrics = trained(Subclass, toy, **recipe)
