@@ -26,7 +26,7 @@ POSTFIX = "loss={loss:.3f}, validation={validation_accuracy:.2%}"  # of the prog
 def train_steps(state: TrainState, train_set: ImageDataset) -> Iterator[None]:
     """Train for one epoch; yield after each step, so that `fit` can save or stop there.
 
-    An EnhancedNet with AdamW and cross-entropy is trained by `backprop.train_steps`: the same, faster.
+    `backprop.train_steps` does the same for an EnhancedNet with AdamW and cross-entropy, faster.
     """
     if type(state.model) is EnhancedNet and backprop.applies(state, train_set):
         yield from backprop.train_steps(state, train_set)
