@@ -193,6 +193,15 @@ class Images:
         return images.roll(by, 2)
 
 
+class Counted:
+    def __init__(self, k):
+        self.k, self._calls = k, 0
+
+    def roll(self, images, generator):
+        self._calls += 1
+        return images.roll(self.k, 2)
+
+
 class Inverted:
     def __call__(self, images, generator):
         return 1 - images
@@ -254,6 +263,8 @@ RECORDS = {
     "augment=mine.Shifted(3)": {"augment": "mine.Shifted(by=3)"},
     "augment=mine.Slotted()": {"augment": "mine.Slotted()"},
     "augment=mine.Images().flip": {"augment": "mine.Images.flip"},
+    "augment=mine.Counted(2).roll": {"augment": "mine.Counted.roll(k=2)"},
+    "augment=mine.Slotted().__call__": {"augment": "mine.Slotted.__call__"},
     "augment=mine.Inverted()": {"augment": re.compile(r"mine\.Inverted.*")},
     "augment=lambda images, generator: images": {"augment": re.compile(r".*<lambda>.*")},
 }  # fmt: skip

@@ -177,6 +177,13 @@ def test_another_training_is_refused_and_what_differs_is_named(
     assert all(map(torch.equal, untouched, model.parameters()))
 
 
+def test_a_private_attribute_of_the_model_is_no_setting(toy, tmp_path, stop_at):
+    path, model = tmp_path / "run.pt", net()
+    stop_at(13, path, net(), **RECIPE)
+    model._seen = 7
+    assert len(fit_with(model, *toy, checkpoint=path, **RECIPE).epochs) == RECIPE["epochs"]
+
+
 class Evil:
     def __init__(self, trace):
         self.trace = trace
