@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import fit_with
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.lr_scheduler import LambdaLR
@@ -113,6 +114,15 @@ CHANGES = {
 def test_a_model_that_was_changed_is_trained_as_it_is(toy, change):
     expected, metrics = trained(Subclass, toy, CHANGES[change])
     found, same_metrics = trained(EnhancedNet, toy, CHANGES[change])
+    assert torch.equal(found, expected)
+    assert same_metrics == metrics
+
+
+@pytest.mark.filterwarnings("ignore:after step")
+def test_a_hook_of_all_modules_is_called(toy):
+    with register_module_forward_hook(half):
+        expected, metrics = trained(Subclass, toy)
+        found, same_metrics = trained(EnhancedNet, toy)
     assert torch.equal(found, expected)
     assert same_metrics == metrics
 

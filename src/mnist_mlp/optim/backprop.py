@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from mnist_mlp.optim.adamw import AdamW
 
@@ -20,8 +21,8 @@ threshold_backward = aten.threshold_backward.grad_input
 def applies(state, train_set) -> bool:
     """Return whether a `Step` does to an EnhancedNet what the textbook step would.
 
-    It does on the CPU, with AdamW, and the plain cross-entropy of logits and
-    labels, unless a layer was frozen or replaced, or something has a hook.
+    It does on the CPU, with AdamW and the plain cross-entropy of logits and labels, unless a layer
+    was frozen or replaced, or something has a hook.
     """
     recipe, optimizer = state.recipe, state.optimizer
     (_, *layers), weights = state.model.modules(), list(state.model.parameters())
@@ -36,7 +37,7 @@ def applies(state, train_set) -> bool:
         and (type(optimizer) is AdamW and len(optimizer.param_groups) == 1)
         and (recipe.loss_fn == "cross-entropy" and not recipe.label_smoothing)
         and train_set.teacher_logits is None
-        and not any(hooks)
+        and not (any(hooks) or _has_any_global_hook())
         and not any("forward" in vars(module) for module in state.model.modules())
     )
 
