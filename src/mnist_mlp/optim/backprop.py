@@ -121,7 +121,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, to
 def train_steps(state, train_set) -> Iterator[None]:
     """Train for one epoch, as the textbook loop of `mnist_mlp.train`; yield after each step."""
     step = Step(state)
-    state.optimizer._opt_called = True  # else the schedule warns that no optimizer was
+    state.optimizer._opt_called = True  # else the schedule warns that it did not step
     for images, labels in state.batches(train_set):
         *inputs, logits = step.forward(images)
         mean_loss, gradient = cross_entropy(logits.float(), labels)
