@@ -137,9 +137,10 @@ def splits(seeds: range, folder: str) -> dict[int, Path]:
     """Write which images each seed trains on and is validated on, and return the files."""
     root = default_root()
     name = "train-labels-idx1-ubyte"
-    labels = np.fromfile(root / "MNIST" / "raw" / name, np.uint8)
-    if labels.size != MNIST_FILES[name][0]:
+    file = root / "MNIST" / "raw" / name
+    if not file.exists() or file.stat().st_size != MNIST_FILES[name][0]:
         raise SystemExit(f"{root} does not hold MNIST: set MNIST_ROOT, or `make notebook` first.")
+    labels = np.fromfile(file, np.uint8)
     files = {}
     for seed in seeds:
         stay, out = stratified_split(

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from mnist_mlp import EnhancedNet
+from mnist_mlp.optim.adamw import AdamW
 from mnist_mlp.optim.hardware import multiplies_bfloat16
 
 RECIPE = {"epochs": 8, "batch_size": 64, "learning_rate": 0.005}
@@ -130,6 +131,14 @@ def test_a_hook_of_all_modules_is_called(toy):
     assert same_metrics == metrics
 
 
+def of_the_last_layers(parameters, **settings):
+    return AdamW(list(parameters)[4:], **settings)
+
+
+def in_reverse(parameters, **settings):
+    return AdamW(reversed(list(parameters)), **settings)
+
+
 def two_rates(optimizer, total_steps):
     """Return a schedule under which the first layer stays as it is."""
     (group,) = optimizer.param_groups
@@ -155,6 +164,8 @@ def with_hook(optimizer, total_steps):
         pytest.param({"optimizer": torch.optim.SGD}, id="SGD"),
         pytest.param({"optimizer": torch.optim.AdamW}, id="torch's AdamW"),
         pytest.param({"optimizer": "muon"}, id="Muon"),
+        pytest.param({"optimizer": of_the_last_layers}, id="AdamW of the last layers"),
+        pytest.param({"optimizer": in_reverse}, id="AdamW in another order"),
         pytest.param({"schedule": two_rates}, id="two rates"),
         pytest.param({"schedule": with_hook}, id="an optimizer's hook"),
     ],

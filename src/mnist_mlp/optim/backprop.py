@@ -21,8 +21,8 @@ threshold_backward = aten.threshold_backward.grad_input
 def applies(state, train_set) -> bool:
     """Return whether a `Step` does to an EnhancedNet what the textbook step would.
 
-    It does on the CPU, with AdamW and the plain cross-entropy of logits and labels, unless a layer
-    was frozen or replaced, or something has a hook.
+    It does on the CPU, with AdamW of all weights and the plain cross-entropy of logits and labels,
+    unless a layer was frozen or replaced, or something has a hook.
     """
     recipe, optimizer = state.recipe, state.optimizer
     (_, *layers), weights = state.model.modules(), list(state.model.parameters())
@@ -34,7 +34,8 @@ def applies(state, train_set) -> bool:
         and [weight.ndim for weight in weights] == [2, 1] * 5
         and all(weight.requires_grad for weight in weights)
         and all(t.device.type == "cpu" for t in (*weights, train_set.images))
-        and (type(optimizer) is AdamW and len(optimizer.param_groups) == 1)
+        and type(optimizer) is AdamW
+        and [[*map(id, g["params"])] for g in optimizer.param_groups] == [[*map(id, weights)]]
         and (recipe.loss_fn == "cross-entropy" and not recipe.label_smoothing)
         and train_set.teacher_logits is None
         and not (any(hooks) or _has_any_global_hook())
@@ -55,6 +56,12 @@ class Step:
         self.adamw: tuple[list, ...] = [], [], [], [], [], []
         state.optimizer._init_group(self.group, *self.adamw)
         self.copies, self.gradients = ([t.detach().to(dtype) for t in p] for p in self.adamw[:2])
+        # One tensor holds the numbers of steps, so that one operation counts them all.
+        self.steps = torch.stack(self.adamw[-1])
+        self.adamw[-1][:] = self.steps
+        for p, steps in zip(state.model.parameters(), self.steps, strict=True):
+            state.optimizer.state[p]["step"] = steps
+        self.averages = [p.detach() for p in state.ema.module.parameters()] if state.ema else []
         self.rounded = dtype != torch.float32
         self.weights, self.biases = self.copies[::2], self.copies[1::2]
         self.outputs = [bias.new_empty(0, len(bias)) for bias in self.biases]
@@ -68,7 +75,10 @@ class Step:
             self.output_gradients = [torch.empty_like(output) for output in self.outputs]
         results, last = [images.to(self.weights[0].dtype)], self.outputs[-1]
         for weight, bias, output in zip(self.weights, self.biases, self.outputs, strict=True):
-            torch.addmm(bias, results[-1], weight.T, out=output)
+            if self.rounded:
+                torch.addmm(bias, results[-1], weight.T, out=output)  # rounds once
+            else:  # faster: addmm would first copy the bias into each row
+                torch.mm(results[-1], weight.T, out=output).add_(bias)
             results.append(output if output is last else output.relu_())
         return results
 
@@ -91,7 +101,7 @@ class Step:
 
     def update(self) -> None:
         """Update the weights by their gradients, as `torch.optim.AdamW` does."""
-        torch._foreach_add_(self.adamw[-1], 1)
+        self.steps += 1
         names, (beta1, beta2) = ("lr", "weight_decay", "eps"), self.group["betas"]
         settings = {name: self.group[name] for name in names} | {"beta1": beta1, "beta2": beta2}
         torch._fused_adamw_(*self.adamw, **settings, amsgrad=False, maximize=False)
@@ -100,11 +110,10 @@ class Step:
         """Update the moving average of the weights, as `AveragedModel` does."""
         if (ema := self.state.ema) is None:
             return
-        averages = [p.detach() for p in ema.module.parameters()]
-        if ema.n_averaged:
-            ema.multi_avg_fn(averages, self.masters, ema.n_averaged)
+        if n_averaged := int(ema.n_averaged):
+            ema.multi_avg_fn(self.averages, self.masters, n_averaged)
         else:
-            torch._foreach_copy_(averages, self.masters)
+            torch._foreach_copy_(self.averages, self.masters)
         ema.n_averaged += 1
 
 
