@@ -182,6 +182,18 @@ def record(name: str) -> dict:
     return json.loads((ROOT / path).read_bytes())
 
 
+@pytest.mark.parametrize("content", [None, b"short"])
+def test_without_mnist_the_benchmark_says_what_to_do(benchmarks, monkeypatch, tmp_path, content):
+    import bench
+
+    monkeypatch.setenv("MNIST_ROOT", str(tmp_path))
+    if content:
+        (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+        (tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(SystemExit, match="MNIST_ROOT"):
+        bench.splits(range(1), str(tmp_path))
+
+
 def test_the_tables_are_as_recorded(benchmarks):
     import bench
 
