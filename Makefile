@@ -12,7 +12,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting labels profile \
-	mutants scaling figures bench search tune tune-baselines
+	scaling figures bench tune tune-baselines
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -84,7 +84,7 @@ seeds: .venv/notebook.installed  ## accuracy of the default recipe over five see
 ideas: .venv/notebook.installed  ## what each idea gives on short trainings, on validation: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/ideas.py
 
-tune: .venv/notebook.installed  ## search for a better default recipe, on validation: 10 minutes
+tune: .venv/notebook.installed  ## search for a better default recipe, on validation: 12 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/tune.py
 
 ablation: ideas  ## from the course project's recipe to the best and the most robust: 3 hours
@@ -96,8 +96,8 @@ handwriting: .venv/notebook.installed  ## a network for the handwriting of many 
 labels: .venv/understand.installed  ## MNIST's training labels that are probably wrong: 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/labels.py
 
-profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor; ideas for a faster step: 3 minutes
-	$(BIN)/python benchmarks/speed/epoch_profile.py && $(BIN)/python benchmarks/speed/step_ideas.py
+profile: .venv/notebook.installed  ## the parts of an epoch, compared with its floor: 1 minute
+	$(BIN)/python benchmarks/speed/epoch_profile.py
 
 scaling: .venv/notebook.installed  ## time and memory against data, width, batch size, threads: 2 minutes
 	$(BIN)/python benchmarks/speed/scaling.py && $(BIN)/python benchmarks/speed/figures.py
@@ -105,19 +105,12 @@ scaling: .venv/notebook.installed  ## time and memory against data, width, batch
 figures: .venv/notebook.installed  ## draw the records of bench and scaling again
 	$(BIN)/python benchmarks/speed/figures.py
 
-mutants: .venv/test.installed  ## mutation score of the core and of storage: 40 minutes
-	$(BIN)/python -m pip install -q $(PIP_ARGS) mutmut==3.8.1
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/mutants.py
-
 # The baselines have an environment of their own, so that nobody else has to install them.
 .venv-bench/bench.installed: requirements.txt benchmarks/speed/requirements.txt pyproject.toml
 	$(call INSTALL,.venv-bench,-r benchmarks/speed/requirements.txt -e .)
 
-bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 35 minutes
+bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 26 minutes
 	.venv-bench/bin/python benchmarks/speed/bench.py && .venv-bench/bin/python benchmarks/speed/figures.py
-
-search: .venv-bench/bench.installed  ## what each idea gives the fast recipe: 5 minutes
-	.venv-bench/bin/python benchmarks/speed/search.py
 
 tune-baselines: .venv-bench/bench.installed  ## before bench: how many epochs each library needs
 	.venv-bench/bin/python benchmarks/speed/bench.py tune

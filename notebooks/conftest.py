@@ -42,8 +42,10 @@ def pytest_collectstart(collector):
     try:
         load("mnist", download=False)
     except (OSError, ValueError) as error:
-        collector.collect = lambda found=error: skip_or_fail(found)
-    if stale := outputs_of_others(collector.path.name):
+        collector.collect = lambda error=error: skip_or_fail(error)
+
+    stale = outputs_of_others(collector.path.name)
+    if stale:
         collector.collect = lambda: pytest.skip(stale)
 
 
@@ -56,10 +58,12 @@ def skip_or_fail(error):
 
 def outputs_of_others(name):
     """Return why a notebook's outputs cannot be compared, if they are of others than it reads."""
-    own = name in READS and changed(*READS[name])
-    if own and not changed(f"notebooks/{name}"):
-        return (
-            f"{', '.join(own)} differ from what is published, the outputs of {name} do not: "
-            f"`make notebook NOTEBOOK=notebooks/{name}` makes them anew"
-        )
-    return ""
+    if name not in READS:
+        return ""
+    changed_files = changed(*READS[name])
+    if not changed_files or changed(f"notebooks/{name}"):
+        return ""
+    return (
+        f"{', '.join(changed_files)} differ from what is published, the outputs of {name} do not: "
+        f"`make notebook NOTEBOOK=notebooks/{name}` makes them anew"
+    )

@@ -20,7 +20,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from mnist_mlp import load
-from mnist_mlp.storage.files import atomic_write
+from mnist_mlp.files import atomic_write
 
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # our kernel, not one of the user's own
 
@@ -49,15 +49,19 @@ def announce(cell, cell_index):
 
 def execute(path: Path) -> Path:
     """Execute the notebook and return the path of the result, written only if no cell failed."""
-    notebook, result = nbformat.read(path, as_version=4), path
+    notebook = nbformat.read(path, as_version=4)
+    result = path
     dataset = ast.literal_eval(inspect_notebook(str(path))["dataset"]["default"])
     with warnings.catch_warnings(action="ignore"):
-        found = load(dataset)  # here, where the progress of a download can be seen
-    if found.note:
-        print(f"\n{'*' * 79}\n{textwrap.fill(found.note, 79)}\n{'*' * 79}\n")
-    if found.name != "mnist":
-        notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": found.name})
-        result = path.with_stem(f"{path.stem}-{found.name}")
+        splits = load(dataset)  # here, where the progress of a download can be seen
+
+    if splits.warning:
+        line = "*" * 79
+        print(f"\n{line}\n{textwrap.fill(splits.warning, 79)}\n{line}\n")
+    if splits.name != "mnist":
+        notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": splits.name})
+        result = path.with_stem(f"{path.stem}-{splits.name}")
+
     Client(
         notebook,
         kernel_name="python3",
@@ -69,6 +73,7 @@ def execute(path: Path) -> Path:
         extra_arguments=["--log-level=ERROR"],
         on_cell_start=announce,
     ).execute()
+
     with atomic_write(result) as file:
         nbformat.write(notebook, file)
     return result

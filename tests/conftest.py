@@ -1,6 +1,5 @@
 """What the tests share: small data sets of their own, and the real MNIST where there is one."""
 
-import gzip
 import hashlib
 import os
 import shutil
@@ -15,15 +14,15 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from mnist_mlp import datasets
 from mnist_mlp.data import ImageDataset, Splits
 from mnist_mlp.datasets import load
-from mnist_mlp.datasets import mnist as mnist_files
 from mnist_mlp.evaluation import Evaluation
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb", "test_mistakes.py")
+LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb")
 
 
 def pytest_collection_modifyitems(items):
@@ -54,26 +53,15 @@ def small_files() -> dict[str, bytes]:
 
 @pytest.fixture
 def small_mnist(small_files, tmp_path, monkeypatch):
-    """The root of a folder with the small MNIST, whose digests `data` takes for the real ones."""
+    """The root of a folder with the small MNIST, whose digests stand in for the real ones."""
     raw = tmp_path / "root" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     digests = {}
     for name, content in small_files.items():
         (raw / name).write_bytes(content)
         digests[name] = (len(content), hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(mnist_files, "MNIST_FILES", digests)
+    monkeypatch.setattr(datasets, "MNIST_FILES", digests)
     return tmp_path / "root"
-
-
-@pytest.fixture
-def small_archives(small_files, monkeypatch) -> dict[str, bytes]:
-    """The small MNIST as .gz files by name, whose MD5 torchvision takes for the real ones."""
-    from torchvision.datasets import MNIST
-
-    archives = {f"{name}.gz": gzip.compress(content) for name, content in small_files.items()}
-    md5 = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
-    monkeypatch.setattr(MNIST, "resources", md5)
-    return archives
 
 
 @pytest.fixture(scope="session")

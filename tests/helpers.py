@@ -39,16 +39,23 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def fit_with(model, train, validation, *, checkpoint=None, on_epoch=None, progress=False, **recipe):
+def fit_with(model, train, validation, **settings):
     """Call `fit` with the recipe's fields as keyword arguments, and without a progress bar.
 
-    In float32, if they do not say otherwise, as all processors can.
+    In float32, if they do not say otherwise, as all processors can. A function as `optimizer` or
+    `schedule` goes to `fit` itself.
     """
     from mnist_mlp import Recipe, fit
 
-    recipe = {"precision": "float32"} | recipe
-    options = {"checkpoint": checkpoint, "on_epoch": on_epoch, "progress": progress}
-    return fit(model, train, validation, Recipe(**recipe), **options)
+    of_fit = ("loss_fn", "augment", "checkpoint", "on_epoch", "history", "progress")
+    options = {"progress": False}
+    fields = {"precision": "float32"}
+    for name, value in settings.items():
+        if name in of_fit or (name in ("optimizer", "schedule") and callable(value)):
+            options[name] = value
+        else:
+            fields[name] = value
+    return fit(model, train, validation, Recipe(**fields), **options)
 
 
 def assert_same_picture(new: Path, published: Path) -> None:

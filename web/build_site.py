@@ -19,19 +19,26 @@ from nbconvert import HTMLExporter
 import mnist_mlp
 
 WEB = Path(__file__).resolve().parent
-ROOT, TEMPLATES = WEB.parent, WEB / "templates"
+ROOT = WEB.parent
+TEMPLATES = WEB / "templates"
 
 
 def index() -> str:
     """Return the first page, with the record's result and, on GitHub, a link to the repository."""
-    record = json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())["summary"]
-    mean, stdev = record["test_accuracy_mean"], record["test_accuracy_stdev"]
+    record = json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())
+    summary = record["summary"]
+    mean = summary["test_accuracy_mean"]
+    stdev = summary["test_accuracy_stdev"]
+
+    source = ""
     repository = os.environ.get("GITHUB_REPOSITORY")  # only there is its address known
-    source = f' · <a href="https://github.com/{repository}">Source code</a>'
+    if repository:
+        source = f' · <a href="https://github.com/{repository}">Source code</a>'
+
     parts = {
         "ACCURACY": f"{mean:.2%} ± {100 * stdev:.2f}",
-        "SECONDS": f"{record['training_seconds_mean']:.0f}",
-        "SOURCE": source if repository else "",
+        "SECONDS": f"{summary['training_seconds_mean']:.0f}",
+        "SOURCE": source,
     }
     text = (TEMPLATES / "index.html").read_text(encoding="utf-8")
     for name, part in parts.items():
@@ -49,27 +56,26 @@ def notebook(name: str) -> str:
 
 
 def api(folder: Path) -> None:
-    """Write the API reference from the docstrings."""
-    # pdoc shows what a module's `__all__` names and finds in it, modules too. The package imports
-    # its public names on first use only.
-    vars(mnist_mlp).update({name: getattr(mnist_mlp, name) for name in mnist_mlp.__all__})
-    mnist_mlp.__all__ += [module.name for module in pkgutil.iter_modules(mnist_mlp.__path__)]
-    pdoc.render.configure(docformat="markdown", template_directory=TEMPLATES)
-    pdoc.pdoc("mnist_mlp", output_directory=folder)
-    (folder / "index.html").unlink()  # it only leads on to the package's page
-    for path in folder.rglob("*.*"):  # a constant's value is shown: a path on this machine
-        text = path.read_text(encoding="utf-8").replace(f"{ROOT.as_posix()}/", "")
-        path.write_text(text, encoding="utf-8")
+    """Write the API reference of both packages from the docstrings."""
+    # By itself pdoc finds no modules in a package that has an `__all__`.
+    modules = [f"mnist_mlp.{module.name}" for module in pkgutil.iter_modules(mnist_mlp.__path__)]
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc("mnist_mlp", *modules, "mnist_lab", output_directory=folder)
+
+    # The values of constants are shown, and a path would be one on this machine.
+    for path in folder.rglob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(f"{ROOT.as_posix()}/", ""), encoding="utf-8")
 
 
 def build(folder: Path) -> None:
     """Write the whole site into a folder."""
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    first = index()
-    (folder / "index.html").write_text(first, encoding="utf-8")
+    first_page = index()
+    (folder / "index.html").write_text(first_page, encoding="utf-8")
     shutil.copy(WEB / "index.html", folder / "draw.html")
     shutil.copy(ROOT / "figures" / "page.png", folder)
-    for name in re.findall(r'href="notebooks/(.*?)\.html"', first):
+    for name in re.findall(r'href="notebooks/(.*?)\.html"', first_page):
         (folder / "notebooks" / f"{name}.html").write_text(notebook(name), encoding="utf-8")
     api(folder / "api")
 
@@ -77,6 +83,7 @@ def build(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    build(Path(sys.argv[1]))
-    size = sum(path.stat().st_size for path in Path(sys.argv[1]).rglob("*") if path.is_file())
-    print(f"{sys.argv[1]}: {size / 1e6:.1f} MB")
+    folder = Path(sys.argv[1])
+    build(folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")

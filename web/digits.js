@@ -1,4 +1,4 @@
-// What `to_mnist` and `segment_digits` of `mnist_mlp.handwriting.preprocess` do, in the browser. A
+// What `to_mnist` and `segment_digits` of `mnist_lab.handwriting.preprocess` do, in the browser. A
 // test holds this file to those two: change both.
 
 const WORK_SIDE = 640, MIN_CONTRAST = 0.06, MIN_STROKE_WIDTH = 1.5;

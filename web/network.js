@@ -1,4 +1,4 @@
-// What `EnhancedNet` and `mnist_mlp.research.understanding.attributions` do, in the browser. Tests
+// What `EnhancedNet` and `mnist_lab.research.understanding.attributions` do, in the browser. Tests
 // hold this file to PyTorch and to Captum.
 
 // The layers' weights and biases from 16-bit integers in base64, in the order of the state_dict, each

@@ -6,49 +6,65 @@ the test set, clean and corrupted, once for each, and writes `benchmarks/accurac
 record keeps what it has of the others. The choices come from `make ideas`, which must have run.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
 
-import torch
-from ideas import CONVNET, ROBUST, STUDENT, TAUGHT, WITHOUT, machine, train, trained, variants
+from ideas import (
+    CONVNET,
+    ROBUST_STUDENT,
+    STUDENT,
+    TAUGHT,
+    WITHOUT_TEACHER,
+    machine,
+    precompute,
+    train,
+    trained,
+    variants,
+)
 
-from mnist_mlp import evaluate, load, save_weights
+from mnist_lab.research.calibration import calibration, fit_temperature, with_temperature
+from mnist_lab.research.corruptions import CORRUPTIONS, corrupt
+from mnist_lab.research.sweep import VERSION, with_defaults
+from mnist_mlp import ImageDataset, Splits, evaluate, load, save_weights
+from mnist_mlp.data import concatenate
 from mnist_mlp.evaluation import Evaluation
-from mnist_mlp.research.calibration import calibration, fit_temperature, with_temperature
-from mnist_mlp.research.corruptions import CORRUPTIONS, corrupt
-from mnist_mlp.research.distillation import precompute_teacher_logits, save_distillation_sets
-from mnist_mlp.research.sweep import VERSION, with_defaults
-from mnist_mlp.storage.files import read_json, repo_root, write_json
+from mnist_mlp.files import read_json, repo_root, write_json
 
 RECORD = Path(__file__).with_suffix(".json")
 TEACHER_LOGITS = {"file": "data/teacher_logits.pt", "copies": 60}
-BEST, ROBUST_ONE = "distilled", "distilled, disturbed"
+BEST = "distilled"
+ROBUST = "distilled, disturbed"
 SEEDS = {BEST: range(10)}  # of the others five
-# What seed 0 of a configuration is published as, whatever its score: fixed before the test set was
-# read.
+
+# Seed 0 of these configurations is published, whatever its score. This was fixed before the test
+# set was read.
 PUBLISHED = {
     BEST: "enhanced_model_best.pth",
-    ROBUST_ONE: "enhanced_model_robust.pth",
+    ROBUST: "enhanced_model_robust.pth",
     "ConvNet": "conv_net.pth",
 }
-FLOAT32 = {"precision": "float32"}
-SHORT = FLOAT32 | {"epochs": 10, "augment_strength": 0.0, "ema_decay": 0.0}
-COURSE = {"batch_size": 64, "learning_rate": 0.001, "weight_decay": 0.0, "schedule": "constant"}
-# After all choices were made: longer, and on the validation images too.
-FINAL = {"all_images": True}
-FINAL_TAUGHT = FINAL | {"teacher_logits": TEACHER_LOGITS["file"]}
+
+SHORT = {"precision": "float32", "epochs": 10, "augment_strength": 0.0}
+# After all choices were made, the others train longer, and on the validation images too.
+ALL_TAUGHT = {"all_images": True, "teacher_logits": TEACHER_LOGITS["file"]}
 CONFIGURATIONS = {
-    "plain Adam": SHORT | COURSE,
-    "one-cycle AdamW": SHORT,
-    "averaged weights": SHORT | {"ema_decay": 0.998},
-    "elastic warps": FLOAT32,
-    "Muon, all images": WITHOUT | FINAL | {"epochs": 300},
-    "ConvNet": CONVNET | FINAL | {"epochs": 30},
-    "ConvNet, distilled": CONVNET | TAUGHT | FINAL_TAUGHT | {"epochs": 20},
-    BEST: STUDENT | FINAL_TAUGHT | {"epochs": 300},
-    ROBUST_ONE: ROBUST | FINAL_TAUGHT | {"epochs": 240},
+    "plain Adam": {
+        **SHORT,
+        "batch_size": 64,
+        "learning_rate": 0.001,
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+        "schedule": "constant",
+    },
+    "one-cycle AdamW": {**SHORT, "ema_decay": 0.0},
+    "averaged weights": SHORT,
+    "elastic warps": {"precision": "float32"},
+    "Muon, all images": {**WITHOUT_TEACHER, "all_images": True, "epochs": 300},
+    "ConvNet": {**CONVNET, "all_images": True, "epochs": 30},
+    "ConvNet, distilled": {**CONVNET, **TAUGHT, **ALL_TAUGHT, "epochs": 20},
+    BEST: {**STUDENT, **ALL_TAUGHT, "epochs": 300},
+    ROBUST: {**ROBUST_STUDENT, **ALL_TAUGHT, "epochs": 240},
 }
 COMPARED_WITH = {
     "one-cycle AdamW": "plain Adam",
@@ -58,85 +74,100 @@ COMPARED_WITH = {
     "ConvNet": "Muon, all images",
     "ConvNet, distilled": "ConvNet",
     BEST: "Muon, all images",
-    ROBUST_ONE: BEST,
+    ROBUST: BEST,
 }
+
 # The group of `ideas.py` whose recipe, trained without the validation images, gives a temperature.
 GROUPS = {
     "Muon, all images": "without a teacher",
     "ConvNet": "ConvNet",
     "ConvNet, distilled": "ConvNet as a student",
     BEST: "student",
-    ROBUST_ONE: "robust student",
+    ROBUST: "robust student",
 }
 
 
 def runs(configuration: str) -> list[dict]:
-    return [
-        CONFIGURATIONS[configuration] | {"seed": seed}
-        for seed in SEEDS.get(configuration, range(5))
-    ]
+    """Return the runs of a configuration, one for each seed."""
+    seeds = SEEDS.get(configuration, range(5))
+    return [{**CONFIGURATIONS[configuration], "seed": seed} for seed in seeds]
 
 
 def recipe(configuration: str) -> dict:
     """Return all fields of a configuration but the seed."""
-    return {k: v for k, v in with_defaults(CONFIGURATIONS[configuration]).items() if k != "seed"}
+    fields = with_defaults(CONFIGURATIONS[configuration])
+    del fields["seed"]
+    return fields
 
 
-def precompute(splits) -> None:
-    """Let the ConvNets classify warped training images, once for all students."""
-    path = repo_root() / TEACHER_LOGITS["file"]
-    if not path.exists():
-        torch.set_num_threads(os.cpu_count() or 1)
-        teachers, images = [trained(run) for run in runs("ConvNet")], splits.train_and_validation()
-        sets = precompute_teacher_logits(
-            images, teachers, TEACHER_LOGITS["copies"], precision="bfloat16"
-        )
-        save_distillation_sets(sets, path)
-        torch.set_num_threads(1)
-
-
-def temperature(name: str, run: dict, splits) -> float:
+def temperature(name: str, run: dict, splits: Splits) -> float:
     """Return the temperature fitted on validation images that the network was not trained on."""
     if name in GROUPS:
         run = variants(GROUPS[name])["the recipe"]
     return fit_temperature(evaluate(trained(run), splits.validation))
 
 
-def evaluate_run(splits, corrupted, name: str, run: dict, record: dict) -> dict:
+def evaluate_run(
+    splits: Splits, corrupted: dict[str, ImageDataset], name: str, run: dict, record: dict
+) -> dict:
     """Evaluate one run on the test set, clean and corrupted."""
-    model, scale = trained(run), temperature(name, run, splits)
+    model = trained(run)
     test = evaluate(model, splits.test)
-    return {
+    scale = temperature(name, run, splits)
+    result = {
         "seed": run["seed"],
         "training_seconds": round(record["seconds"], 1),
         "best_epoch": record["best_epoch"],
-        # Of images that it was trained on, if it was trained on all.
-        "validation_accuracy": None if name in GROUPS else record["validation_accuracy"],
+        # None if it was trained on these images.
+        "validation_accuracy": None if run.get("all_images") else record["validation_accuracy"],
         "test_correct": test.n_correct,
-        "test_wrong": (~test.correct).nonzero()[:, 0].tolist(),
         "temperature": scale,
         "test_ece": calibration(test)["ece"],
         "test_ece_scaled": calibration(with_temperature(test, scale))["ece"],
         "corrupted": {k: evaluate(model, images).n_correct for k, images in corrupted.items()},
-        "sha256": record["sha256"],
     }
+    if run["seed"] == 0:  # which is compared image by image
+        result["test_wrong"] = (~test.correct).nonzero()[:, 0].tolist()
+    return result
+
+
+def publish(name: str, result: dict, splits: Splits) -> None:
+    """Save the weights of seed 0 with their card."""
+    save_weights(
+        trained(runs(name)[0]).cpu(),
+        repo_root() / "models" / PUBLISHED[name],
+        configuration=name,
+        recipe={**recipe(name), "seed": 0},
+        dataset=splits.name,
+        test_images=len(splits.test),
+        record="benchmarks/accuracy/ablation.json",
+        test_correct=result["test_correct"],
+        temperature=result["temperature"],
+    )
 
 
 def main() -> None:
-    splits, names = load("mnist"), sys.argv[1:] or list(CONFIGURATIONS)
+    """Train, read the test set, write the record, publish."""
+    splits = load("mnist")
+    names = sys.argv[1:] or list(CONFIGURATIONS)
     taught = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
+
     print("Configurations without a teacher", flush=True)
     train([run for name in names if name not in taught for run in runs(name)])
     if taught:
         print("Configurations with a teacher", flush=True)
         train(runs("ConvNet"))
-        precompute(splits)
+        images = concatenate(splits.train, splits.validation)
+        precompute(TEACHER_LOGITS["file"], images, runs("ConvNet"), TEACHER_LOGITS["copies"])
         train([run for name in taught for run in runs(name)])
+
     print("The test set, clean and corrupted", flush=True)
     corrupted = {name: corrupt(splits.test, name) for name in CORRUPTIONS}
-    found = read_json(RECORD, {"configurations": dict})["configurations"] if RECORD.exists() else {}
+    configurations = {}
+    if RECORD.exists():
+        configurations = read_json(RECORD, {"configurations": dict})["configurations"]
     for name in names:
-        found[name] = {
+        configurations[name] = {
             "recipe": recipe(name),
             "compared_with": COMPARED_WITH.get(name),
             "machine": machine(),
@@ -147,25 +178,24 @@ def main() -> None:
                 for run, record in zip(runs(name), train(runs(name)), strict=True)
             ],
         }
+    if "ConvNet" in names:
+        logits = [evaluate(trained(run), splits.test).logits for run in runs("ConvNet")]
+        ensemble = Evaluation(sum(logits), splits.test.labels, splits.test.classes)
+        configurations["ConvNet"]["ensemble_correct"] = ensemble.n_correct
+
     record = {
         "command": "make ablation",
         "teacher_logits": TEACHER_LOGITS,
         "best": BEST,
-        "robust": ROBUST_ONE,
+        "robust": ROBUST,
         "test_images": len(splits.test),
-        "configurations": {k: found[k] for k in CONFIGURATIONS if k in found},
+        "configurations": {k: configurations[k] for k in CONFIGURATIONS if k in configurations},
     }
-    if "ConvNet" in names:
-        logits = [evaluate(trained(run), splits.test).logits for run in runs("ConvNet")]
-        ensemble = Evaluation(sum(logits), splits.test.labels, splits.test.classes)
-        found["ConvNet"]["ensemble_correct"] = ensemble.n_correct
     write_json(RECORD, record, indent=None)
-    for name in PUBLISHED.keys() & set(names):
-        run = found[name]["runs"][0]
-        card = {"configuration": name, "recipe": recipe(name) | {"seed": 0}, "dataset": splits.name}
-        card |= {"test_images": len(splits.test), "record": "benchmarks/accuracy/ablation.json"}
-        card |= {k: run[k] for k in ("test_correct", "temperature")}
-        save_weights(trained(runs(name)[0]).cpu(), repo_root() / "models" / PUBLISHED[name], **card)
+
+    for name in PUBLISHED:
+        if name in names:
+            publish(name, configurations[name]["runs"][0], splits)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mnist_mlp.handwriting.fonts import PICTURE, SIDE
-from mnist_mlp.storage.files import write_json
+from mnist_lab.handwriting.fonts import PICTURE, SIDE
+from mnist_mlp.files import write_json
 
 
 def draw(font: ImageFont.FreeTypeFont, digit: str) -> np.ndarray:
@@ -32,19 +32,23 @@ def draw(font: ImageFont.FreeTypeFont, digit: str) -> np.ndarray:
 
 
 def main(folder: str) -> None:
-    fonts, rows = [], []
+    fonts = []
+    rows = []
     for path in sorted(Path(folder).glob("*.tgz")):
         with tarfile.open(path) as package:
-            card, about = (
-                json.load(package.extractfile(f"package/{name}.json"))
-                for name in ("metadata", "package")
-            )
+            card = json.load(package.extractfile("package/metadata.json"))
+            version = json.load(package.extractfile("package/package.json"))["version"]
             weight = 400 if 400 in card["weights"] else card["weights"][0]
             name = f"package/files/{card['id']}-latin-{weight}-normal.woff"
             font = ImageFont.truetype(io.BytesIO(package.extractfile(name).read()), 300)
         rows.append(np.concatenate([draw(font, str(digit)) for digit in range(10)], axis=1))
-        licence = card["license"]["type"]
-        fonts.append({"family": card["family"], "package": about["version"], "licence": licence})
+        fonts.append(
+            {
+                "family": card["family"],
+                "package": version,
+                "licence": card["license"]["type"],
+            }
+        )
     Image.fromarray(np.concatenate(rows)).save(PICTURE, optimize=True)
     record = {"command": "python benchmarks/accuracy/fonts.py FOLDER", "fonts": fonts}
     write_json(PICTURE.with_suffix(".json"), record)

@@ -16,19 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from ideas import machine
+from torch import nn
 
+from mnist_lab.handwriting.fonts import font_digits
+from mnist_lab.handwriting.preprocess import to_mnist
+from mnist_lab.handwriting.synthetic import render_photo, synthetic_digits
+from mnist_lab.research.distillation import precompute_teacher_logits
+from mnist_lab.research.sweep import VERSION
 from mnist_mlp import EnhancedNet, Recipe, evaluate, fit, load, load_weights, save_weights
-from mnist_mlp.data import ImageDataset
-from mnist_mlp.handwriting.fonts import font_digits
-from mnist_mlp.handwriting.preprocess import to_mnist
-from mnist_mlp.handwriting.synthetic import render_photo, synthetic_digits
-from mnist_mlp.research.distillation import precompute_teacher_logits
-from mnist_mlp.research.sweep import VERSION
-from mnist_mlp.storage.files import repo_root, write_json
+from mnist_mlp.data import ImageDataset, concatenate
+from mnist_mlp.files import repo_root, write_json
 
-RECORD, MODELS = Path(__file__).with_suffix(".json"), repo_root() / "models"
-START, PUBLISHED = MODELS / "enhanced_model_best.pth", MODELS / "enhanced_model_handwriting.pth"
-SYNTHETIC, COPIES, SEEDS = 24_000, 20, range(3)
+RECORD = Path(__file__).with_suffix(".json")
+MODELS = repo_root() / "models"
+START = MODELS / "enhanced_model_best.pth"
+PUBLISHED = MODELS / "enhanced_model_handwriting.pth"
+SEEDS = range(3)
+SYNTHETIC = 24_000  # images
+COPIES = 20
 MARGIN = 5.0  # of the label's logit over the others', for synthetic handwriting
 SHARE = 0.8  # of the way from the old weights to the trained ones
 RECIPE = Recipe(
@@ -36,7 +41,7 @@ RECIPE = Recipe(
     batch_size=1024,
     learning_rate=0.0007,
     augment_strength=0.0,  # the copies are warped
-    keep="last",
+    select="last epoch",
     distillation_temperature=8.0,
 )
 
@@ -45,24 +50,21 @@ def corrected(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the logits with each label's raised, if need be, to lead all others by `MARGIN`."""
     label = labels[:, None]
     others = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
-    return logits.scatter(1, label, torch.maximum(logits.gather(1, label), others + MARGIN))
+    raised = torch.maximum(logits.gather(1, label), others + MARGIN)
+    return logits.scatter(1, label, raised)
 
 
-def training_sets(mnist: ImageDataset, teacher: torch.nn.Module) -> list[ImageDataset]:
+def training_sets(mnist: ImageDataset, teacher: nn.Module) -> list[ImageDataset]:
     """Return warped copies of MNIST and of synthetic handwriting with the teacher's logits."""
-    own = synthetic_digits(SYNTHETIC)
-    images, labels = (
-        torch.cat([getattr(part, name) for part in (mnist, own)]) for name in ("images", "labels")
-    )
-    both = replace(mnist, images=images, labels=labels)
-    sets = precompute_teacher_logits(both, [teacher], COPIES)
-    for part in sets:
-        of_own = part.teacher_logits[len(mnist) :]
-        of_own.copy_(corrected(of_own, own.labels))
+    synthetic = synthetic_digits(SYNTHETIC)
+    sets = precompute_teacher_logits(concatenate(mnist, synthetic), [teacher], COPIES)
+    for copy in sets:
+        synthetic_logits = copy.teacher_logits[len(mnist) :]
+        synthetic_logits.copy_(corrected(synthetic_logits, synthetic.labels))
     return sets
 
 
-def interpolate(model: torch.nn.Module, start: torch.nn.Module) -> None:
+def interpolate(model: nn.Module, start: nn.Module) -> None:
     """Move the model's weights back towards the start's, which costs new knowledge less than old.
 
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022.
@@ -74,50 +76,74 @@ def interpolate(model: torch.nn.Module, start: torch.nn.Module) -> None:
 
 def handwriting(half: int) -> dict[str, ImageDataset]:
     """Return sets of handwriting by name; `half` of the fonts: 0 to choose, 1 to report."""
-    random, digits = np.random.default_rng(0), torch.arange(10).repeat(20)
+    random = np.random.default_rng(0)
+    digits = torch.arange(10).repeat(20)
     photos = [to_mnist(render_photo(str(int(digit)), random, 320)) for digit in digits]
+
     small = load("digits", download=False)
-    scanned = ImageDataset(
-        *(
-            torch.cat([getattr(p, name) for p in (small.train, small.validation, small.test)])
-            for name in ("images", "labels")
-        )
-    )
-    return font_digits(half) | {
-        "photos of one person's digits": ImageDataset(torch.stack(photos), digits),
-        "43 people in Turkey, 8x8 pixels": scanned,
-    }
+    scanned = concatenate(concatenate(small.train, small.validation), small.test)
+
+    sets = font_digits(half)
+    sets["photos of one person's digits"] = ImageDataset(torch.stack(photos), digits)
+    sets["43 people in Turkey, 8x8 pixels"] = scanned
+    return sets
 
 
-def correct(model: torch.nn.Module, sets: dict[str, ImageDataset]) -> dict[str, list[int]]:
+def correct(model: nn.Module, sets: dict[str, ImageDataset]) -> dict[str, list[int]]:
     """Return how many images of each digit are classified correctly, by set."""
     return {
-        name: evaluate(model, part).confusion.diagonal().tolist() for name, part in sets.items()
+        name: evaluate(model, dataset).confusion.diagonal().tolist()
+        for name, dataset in sets.items()
     }
 
 
 def main() -> None:
+    """Train, read the test sets, write the record, publish seed 0."""
     print("Handwriting to test on, then to train on: 3 minutes", flush=True)
-    splits, reported, start = load("mnist"), handwriting(1), load_weights(EnhancedNet(), START)
-    sets, runs = training_sets(splits.train_and_validation(), start), []
+    splits = load("mnist")
+    reported = handwriting(1)
+    start = load_weights(EnhancedNet(), START)
+    train_sets = training_sets(concatenate(splits.train, splits.validation), start)
+
+    runs = []
     for seed in SEEDS:
         model = load_weights(EnhancedNet(), START)
-        history = fit(model, sets, splits.validation, replace(RECIPE, seed=seed))
+        history = fit(model, train_sets, splits.validation, replace(RECIPE, seed=seed))
         interpolate(model, start)
         test = evaluate(model, splits.test)
-        run = {"seed": seed, "training_seconds": round(history.seconds, 1)}
-        run |= {"test_correct": test.n_correct, "handwriting": correct(model, reported)}
-        runs.append(run)
+        runs.append(
+            {
+                "seed": seed,
+                "training_seconds": round(history.seconds, 1),
+                "test_correct": test.n_correct,
+                "handwriting": correct(model, reported),
+            }
+        )
         if seed == SEEDS[0]:
-            card = {"configuration": "handwriting", "recipe": history.recipe.asdict()}
-            card |= {"starts_from": START.name, "synthetic": SYNTHETIC, "dataset": splits.name}
-            card |= {"test_images": len(splits.test), "test_correct": test.n_correct}
-            save_weights(model, PUBLISHED, **card, record="benchmarks/accuracy/handwriting.json")
-    settings = {"synthetic": SYNTHETIC, "copies": COPIES, "margin": MARGIN, "share": SHARE}
+            save_weights(
+                model,
+                PUBLISHED,
+                configuration="handwriting",
+                recipe={**history.recipe.asdict(), "precision": history.precision},
+                starts_from=START.name,
+                synthetic=SYNTHETIC,
+                dataset=splits.name,
+                test_images=len(splits.test),
+                test_correct=test.n_correct,
+                record="benchmarks/accuracy/handwriting.json",
+            )
+
     record = {
         "command": "make handwriting",
-        "recipe": RECIPE.asdict() | settings,
-        "machine": machine() | {"threads_a_run": torch.get_num_threads()},
+        "recipe": {
+            **RECIPE.asdict(),
+            "precision": history.precision,
+            "synthetic": SYNTHETIC,
+            "copies": COPIES,
+            "margin": MARGIN,
+            "share": SHARE,
+        },
+        "machine": {**machine(), "threads_a_run": torch.get_num_threads()},
         "version": VERSION,
         "made": time.strftime("%Y-%m-%d"),
         "images": {name: part.labels.bincount().tolist() for name, part in reported.items()},

@@ -8,41 +8,66 @@ the validation images, and on three disturbed ones. The choices in `ablation.py`
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from mnist_lab.research.ablation import ideas_table
+from mnist_lab.research.distillation import precompute_teacher_logits, save_distillation_sets
+from mnist_lab.research.strong_augment import strong_augment
+from mnist_lab.research.sweep import MODELS, VERSION, run_name, sweep
 from mnist_mlp import evaluate, load, load_weights
 from mnist_mlp.augment import random_warp
 from mnist_mlp.data import ImageDataset, epoch_generator
-from mnist_mlp.optim.hardware import bfloat16_units
-from mnist_mlp.research.ablation import ideas_table
-from mnist_mlp.research.distillation import precompute_teacher_logits, save_distillation_sets
-from mnist_mlp.research.disturbances import disturb
-from mnist_mlp.research.sweep import MODELS, VERSION, run_name, sweep
-from mnist_mlp.storage.files import repo_root, write_json
+from mnist_mlp.files import repo_root, write_json
+from mnist_mlp.optim import bfloat16_units
 
-RUNS, RECORD = Path(__file__).with_name("runs"), Path(__file__).with_suffix(".json")
+RUNS = Path(__file__).with_name("runs")
+RECORD = Path(__file__).with_suffix(".json")
 SEED = 10  # the ablation has others
-ON = {"device": "cuda"} if torch.cuda.is_available() else {}
+DEVICE = "cuda" if torch.cuda.is_available() else None
+COPIES = 20
 LOGITS = {"usual": "data/ideas_logits.pt", "wide": "data/ideas_logits_wide.pt"}
-STRENGTHS, COPIES = {"usual": 1.0, "wide": 1.4}, 20
+STRENGTHS = {"usual": 1.0, "wide": 1.4}
 
-MUON = {"optimizer": "muon", "keep": "last", "precision": "bfloat16"}
-CONVNET = MUON | {
-    "model": "ConvNet", "epochs": 12, "batch_size": 128, "learning_rate": 0.02,
-    "weight_decay": 0.02, "augment_strength": 1.2, "elastic_strength": 0.4,
-}  # fmt: skip
-WITHOUT = MUON | {
-    "epochs": 30, "batch_size": 1024, "learning_rate": 0.05, "weight_decay": 0.05,
-}  # fmt: skip
+CONVNET = {
+    "model": "ConvNet",
+    "optimizer": "muon",
+    "select": "last epoch",
+    "precision": "bfloat16",
+    "epochs": 12,
+    "batch_size": 128,
+    "learning_rate": 0.02,
+    "weight_decay": 0.02,
+    "augment_strength": 1.2,
+    "elastic_strength": 0.4,
+}
+WITHOUT_TEACHER = {
+    "optimizer": "muon",
+    "select": "last epoch",
+    "precision": "bfloat16",
+    "epochs": 30,
+    "batch_size": 1024,
+    "learning_rate": 0.05,
+    "weight_decay": 0.05,
+}
 TAUGHT = {
-    "augment_strength": 0.0, "elastic_strength": 1.0, "distillation_temperature": 8.0,
+    "augment_strength": 0.0,  # the teacher's images are warped
+    "elastic_strength": 1.0,
+    "distillation_temperature": 8.0,
     "teacher_logits": LOGITS["usual"],
-}  # fmt: skip
-STUDENT = WITHOUT | TAUGHT
-ROBUST = STUDENT | {"disturbed_share": 0.5}
+}
+STUDENT = {**WITHOUT_TEACHER, **TAUGHT}
+ROBUST_STUDENT = {**STUDENT, "disturbed_share": 0.5}
+ADAMW = {
+    "optimizer": "adamw",
+    "learning_rate": 0.005,
+    "weight_decay": 0.01,
+    "batch_size": 512,
+}
+
 # Of each group the recipe that the others change, and what they change.
 IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
     "ConvNet": (
@@ -59,10 +84,7 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
         STUDENT,
         {
             "another seed": {"seed": SEED + 1},
-            "AdamW": {
-                "optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.01,
-                "batch_size": 512,
-            },
+            "AdamW": ADAMW,
             "learning rate 0.03": {"learning_rate": 0.03},
             "weight decay 0.1": {"weight_decay": 0.1},
             "temperature 2": {"distillation_temperature": 2.0},
@@ -71,63 +93,72 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
             "warps of strength 1.4": {"teacher_logits": LOGITS["wide"]},
         },
     ),
-    "ConvNet as a student": (CONVNET | TAUGHT, {"another seed": {"seed": SEED + 1}}),
+    "ConvNet as a student": ({**CONVNET, **TAUGHT}, {"another seed": {"seed": SEED + 1}}),
     "robust student": (
-        ROBUST,
+        ROBUST_STUDENT,
         {
             "a quarter disturbed": {"disturbed_share": 0.25},
             "three quarters disturbed": {"disturbed_share": 0.75},
         },
     ),
     "without a teacher": (
-        WITHOUT,
+        WITHOUT_TEACHER,
         {
-            "AdamW": {
-                "optimizer": "adamw", "learning_rate": 0.005, "weight_decay": 0.01,
-                "batch_size": 512,
-            },
+            "AdamW": ADAMW,
             "warps of strength 1.4": {"augment_strength": 1.4},
         },
     ),
-}  # fmt: skip
+}
 
 
 def variants(group: str) -> dict[str, dict]:
     """Return the runs of a group by name, the unchanged recipe first."""
     recipe, changes = IDEAS[group]
-    base = {"seed": SEED} | recipe
-    return {"the recipe": base} | {name: base | change for name, change in changes.items()}
+    runs = {"the recipe": {"seed": SEED, **recipe}}
+    for name, change in changes.items():
+        runs[name] = {"seed": SEED, **recipe, **change}
+    return runs
 
 
-def precompute(name: str, splits) -> None:
-    """Let two ConvNets classify warped training images."""
-    path = repo_root() / LOGITS[name]
-    if not path.exists():
-        torch.set_num_threads(os.cpu_count() or 1)
-        of_group = variants("ConvNet")
-        teachers = [trained(of_group[each]) for each in ("the recipe", "another seed")]
-        sets = precompute_teacher_logits(
-            splits.train, teachers, COPIES, STRENGTHS[name], precision="bfloat16"
-        )
-        save_distillation_sets(sets, path)
-        torch.set_num_threads(1)
+def precompute(
+    file: str, images: ImageDataset, teacher_runs: list[dict], copies: int, strength: float = 1.0
+) -> None:
+    """Let the teachers classify warped images, once for all students."""
+    path = repo_root() / file
+    if path.exists():
+        return
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    teachers = [trained(run) for run in teacher_runs]
+    sets = precompute_teacher_logits(images, teachers, copies, strength, precision="bfloat16")
+    save_distillation_sets(sets, path)
+    torch.set_num_threads(1)
 
 
 def train(runs: list[dict]) -> list[dict]:
     """Train the runs that have no record yet, on the GPU if there is one; return all records."""
-    return sweep([run | ON for run in runs], RUNS)
+    return sweep([{**run, "device": DEVICE} for run in runs], RUNS)
 
 
 def trained(run: dict) -> torch.nn.Module:
+    """Return the network that a run has trained."""
     model = MODELS[run.get("model", "EnhancedNet")]()
-    return load_weights(model, RUNS / f"{run_name(run | ON)}.pth").to(ON.get("device", "cpu"))
+    weights = RUNS / f"{run_name({**run, 'device': DEVICE})}.pth"
+    return load_weights(model, weights).to(DEVICE or "cpu")
 
 
-def changed_copies(part: ImageDataset, copies: int, change) -> list[ImageDataset]:
-    """Return copies of the images, each changed with random numbers of its own."""
-    images = part.images.float() / 255
-    changed = (change(images, epoch_generator(SEED, copy)) for copy in range(copies))
-    return [replace(part, images=(255 * each).round().to(torch.uint8)) for each in changed]
+def changed_copies(
+    dataset: ImageDataset,
+    copies: int,
+    change: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
+) -> list[ImageDataset]:
+    """Return copies of the data set, each changed with random numbers of its own."""
+    images = dataset.images.float() / 255
+    datasets = []
+    for copy in range(copies):
+        changed = change(images, epoch_generator(SEED, copy))
+        datasets.append(replace(dataset, images=(255 * changed).round().to(torch.uint8)))
+    return datasets
 
 
 def share_correct(model: torch.nn.Module, copies: list[ImageDataset]) -> torch.Tensor:
@@ -135,10 +166,11 @@ def share_correct(model: torch.nn.Module, copies: list[ImageDataset]) -> torch.T
     return torch.stack([evaluate(model, copy).correct.double() for copy in copies]).mean(0)
 
 
-def difference(found: torch.Tensor, base: torch.Tensor) -> list[float]:
+def difference(shares: torch.Tensor, base: torch.Tensor) -> list[float]:
     """Return the mean difference and the half width of its 95% interval over the images."""
-    each = found - base
-    return [float(each.mean()), 1.96 * float(each.std()) / len(each) ** 0.5]
+    differences = shares - base
+    half_width = 1.96 * float(differences.std()) / len(differences) ** 0.5
+    return [float(differences.mean()), half_width]
 
 
 def machine() -> dict:
@@ -148,40 +180,53 @@ def machine() -> dict:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16_units": bfloat16_units(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if ON else "none",
+        "gpu": torch.cuda.get_device_name() if DEVICE else "none",
         "threads_a_run": 1,
     }
 
 
 def main() -> None:
-    """Train all runs, judge them, write the record and print the table."""
+    """Train all runs, judge them, write the record and print the tables."""
     splits = load("mnist")
-    gentle = changed_copies(splits.validation, 10, lambda i, g: random_warp(i, g, 0.6))
-    disturbed = changed_copies(splits.validation, 3, lambda i, g: disturb(i, g, 1.0))
+    warped_copies = changed_copies(
+        splits.validation, 10, lambda images, generator: random_warp(images, generator, 0.6)
+    )
+    disturbed_copies = changed_copies(
+        splits.validation, 3, lambda images, generator: strong_augment(images, generator, 1.0)
+    )
+
     groups = {}
-    for group in IDEAS:
-        runs = variants(group)
+    for group, (recipe, _) in IDEAS.items():
         if group == "student":
-            for name in LOGITS:
-                precompute(name, splits)
+            convnets = variants("ConvNet")
+            teachers = [convnets["the recipe"], convnets["another seed"]]
+            for name, file in LOGITS.items():
+                precompute(file, splits.train, teachers, COPIES, STRENGTHS[name])
+
+        runs = variants(group)
         records = train(list(runs.values()))
-        groups[group], base = {}, []
+        base = trained(runs["the recipe"])
+        base_warped = share_correct(base, warped_copies)
+        base_disturbed = share_correct(base, disturbed_copies)
+
+        groups[group] = {}
         for (name, run), record in zip(runs.items(), records, strict=True):
             model = trained(run)
             validation = evaluate(model, splits.validation)
-            shares = [share_correct(model, copies) for copies in (gentle, disturbed)]
-            base = base or shares
+            warped = share_correct(model, warped_copies)
+            disturbed = share_correct(model, disturbed_copies)
             groups[group][name] = {
-                "run": {k: v for k, v in run.items() if run[k] != IDEAS[group][0].get(k)},
+                "run": {key: value for key, value in run.items() if value != recipe.get(key)},
                 "validation_accuracy": validation.accuracy,
                 "validation_loss": validation.loss,
-                "warped_accuracy": float(shares[0].mean()),
-                "warped_difference": difference(shares[0], base[0]),
-                "disturbed_accuracy": float(shares[1].mean()),
-                "disturbed_difference": difference(shares[1], base[1]),
+                "warped_accuracy": float(warped.mean()),
+                "warped_difference": difference(warped, base_warped),
+                "disturbed_accuracy": float(disturbed.mean()),
+                "disturbed_difference": difference(disturbed, base_disturbed),
                 "seconds": record["seconds"],
             }
-        print(ideas_table({"groups": {group: groups[group]}}), flush=True)
+        print(ideas_table({"groups": {group: groups[group]}}).to_string(), flush=True)
+
     record = {
         "command": "make ideas",
         "recipes": {name: recipe for name, (recipe, _) in IDEAS.items()},

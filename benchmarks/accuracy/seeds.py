@@ -11,21 +11,25 @@ from statistics import mean, stdev
 
 import torch
 
+from mnist_lab.research.calibration import calibration
 from mnist_mlp import EnhancedNet, Recipe, evaluate, fit, load
-from mnist_mlp.research.calibration import calibration
-from mnist_mlp.storage.files import write_json
+from mnist_mlp.files import write_json
 
-splits, recipe = load("mnist"), Recipe()
-runs = []
-for seed in range(5):
-    torch.manual_seed(seed)
-    model = EnhancedNet()
-    history = fit(model, splits.train, splits.validation, replace(recipe, seed=seed))
-    if history.stopped:
-        raise SystemExit(f"Interrupted in seed {seed}: the record was not changed.")
-    test = evaluate(model, splits.test)
-    runs.append(
-        {
+SEEDS = range(5)
+
+
+def main() -> None:
+    """Train, read the test set, write the record."""
+    splits = load("mnist")
+    recipe = Recipe()
+
+    runs = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        model = EnhancedNet()
+        history = fit(model, splits.train, splits.validation, replace(recipe, seed=seed))
+        test = evaluate(model, splits.test)
+        run = {
             "seed": seed,
             "validation_accuracy": history.validation_accuracy,
             "test_correct": test.n_correct,
@@ -33,26 +37,32 @@ for seed in range(5):
             "test_ece": calibration(test)["ece"],
             "training_seconds": history.seconds,
         }
-    )
-    print(runs[-1])
+        runs.append(run)
+        print(run)
 
-summary = {
-    f"{name}_{statistic.__name__}": statistic([run[name] for run in runs])
-    for name in ("validation_accuracy", "test_accuracy", "training_seconds")
-    for statistic in (mean, stdev)
-}
-record = {
-    "command": "make seeds",
-    "recipe": {name: value for name, value in recipe.asdict().items() if name != "seed"},
-    "summary": summary,
-    "runs": runs,
-    "machine": {
-        "processor": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    },
-    "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-}
-write_json(Path(__file__).with_suffix(".json"), record, indent=2)
-print(summary)
+    summary = {}
+    for name in ("validation_accuracy", "test_accuracy", "training_seconds"):
+        values = [run[name] for run in runs]
+        summary[f"{name}_mean"] = mean(values)
+        summary[f"{name}_stdev"] = stdev(values)
+
+    record = {
+        "command": "make seeds",
+        "recipe": recipe.asdict(),
+        "precision": history.precision,
+        "summary": summary,
+        "runs": runs,
+        "machine": {
+            "processor": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+    write_json(Path(__file__).with_suffix(".json"), record)
+    print(summary)
+
+
+if __name__ == "__main__":
+    main()

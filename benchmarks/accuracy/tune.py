@@ -1,29 +1,27 @@
 """Search for a better default recipe with Optuna, and compare what it finds with today's default.
 
-`make tune`, 10 minutes; writes `benchmarks/accuracy/tune.json` and `figures/tuning.png`.
+`make tune`, about 12 minutes; writes `benchmarks/accuracy/tune.json` and `figures/tuning.png`. If
+it is killed, it starts again.
 
 **Budget.** Each trial trains for the same processor seconds, on one core. It times one epoch, which
 is not used, and takes as many epochs as the budget holds at that rate, at least one; so its
 learning-rate schedule is always complete. Processor seconds vary less than seconds of the clock on
 a machine with other work. A trial is judged on the validation loss of the weights that it ends with
 (accuracy on 5,000 images is too noisy), and stopped at half or three quarters of its epochs if its
-loss is above the median there. The test set is not read.
+loss is above the median there. A trial that diverges is recorded as failed. The test set is not
+read.
 
 **Rule.** Five seeds that the study did not use train the default recipe and the best one, for the
 processor seconds of the default's 45 epochs. The default is replaced only if the best one's mean
 validation loss is lower by more than two standard errors of the paired difference, and its mean
 validation accuracy is not lower.
-
-**Interruptions.** `study.py` keeps the study in a journal in `benchmarks/accuracy/runs/`. A killed
-command continues there; killed trials are trained anew. Several commands, here or with `--cluster`
-on Dask workers that share the folder and are machines like this one, work on one study. A trial
-that diverges is recorded as failed.
 """
 
 import argparse
-import json
 import math
-from contextlib import nullcontext
+import time
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -31,38 +29,100 @@ import optuna
 import torch
 from ideas import machine
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-from study import SPACE, epoch_seconds, run_study, state_of
 
-from mnist_mlp import Recipe, load, plots
-from mnist_mlp.research.sweep import VERSION, cluster, sweep
-from mnist_mlp.research.tuning import tuning_plot
-from mnist_mlp.storage.files import repo_root, write_json
+from mnist_lab.research.sweep import VERSION, sweep
+from mnist_lab.research.trials import describe_space, suggest, train_trial, trial_records
+from mnist_lab.research.tuning import tuning_plot
+from mnist_mlp import EnhancedNet, Recipe, fit, load, plots
+from mnist_mlp.data import Splits
+from mnist_mlp.files import repo_root, write_json
+from mnist_mlp.recipe import History
 
 HERE = Path(__file__).parent
-SEEDS = range(30, 35)  # the study has another one
+SEED = 20  # of the study
+CONFIRMATION_SEEDS = range(30, 35)
+SPACE = {
+    "learning_rate": (0.001, 0.1, "log"),
+    "batch_size": [128, 256, 512, 1024],
+    "weight_decay": (0.001, 0.3, "log"),
+    "ema_decay": (0.98, 0.9995),
+    "label_smoothing": (0.0, 0.2),
+    "augment_strength": (0.0, 1.5),
+    "elastic_strength": (0.0, 1.5),
+    "optimizer": ["adamw", "muon"],
+}
+DEFAULT = {name: getattr(Recipe(), name) for name in SPACE}
 
 
-def confirm(study: optuna.Study, dataset: str, folder: Path, seeds: int) -> dict[str, list[dict]]:
+def epoch_seconds(splits: Splits, recipe: Recipe) -> float:
+    """Return the processor seconds of one epoch, validation included, by training it."""
+    ends: list[float] = []
+
+    def on_epoch(history: History) -> None:
+        ends.append(time.process_time())
+
+    one_batch = splits.train.subset(torch.arange(min(recipe.batch_size, len(splits.train))))
+    with warnings.catch_warnings(action="ignore"):  # one step learns nothing
+        fit(
+            EnhancedNet(len(splits.train.classes)),
+            [one_batch, splits.train],  # the first epoch warms up
+            splits.validation,
+            replace(recipe, epochs=2),
+            on_epoch=on_epoch,
+            progress=False,
+        )
+    return ends[1] - ends[0]
+
+
+def search(splits: Splits, trials: int, seconds: float) -> optuna.Study:
+    """Return a study with so many trials of so many processor seconds; the first is the default."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=SEED, multivariate=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+    )
+    study.enqueue_trial(DEFAULT)
+
+    def objective(trial: optuna.Trial) -> float:
+        recipe = suggest(trial, SPACE, Recipe(seed=SEED))
+        epochs = max(1, int(seconds / epoch_seconds(splits, recipe)))
+        return train_trial(trial, splits, replace(recipe, epochs=epochs))
+
+    with warnings.catch_warnings(action="ignore"):  # a bad recipe may learn nothing
+        study.optimize(objective, trials, catch=(FloatingPointError,), show_progress_bar=True)
+    return study
+
+
+def confirm(best_params: dict, splits: Splits, folder: Path, seeds: int) -> dict[str, list[dict]]:
     """Return the results of the default and of the best recipe after equal processor seconds."""
-    key, default = f"epochs of trial {study.best_trial.number}", Recipe()
-    if key not in study.user_attrs:  # a resumed confirmation must not measure others
-        torch.set_num_threads(1)
-        recipes, splits = (default, Recipe(**study.best_params)), load(dataset)
-        ours, best = (min(epoch_seconds(splits, r) for _ in range(3)) for r in recipes)
-        study.set_user_attr(key, max(1, int(default.epochs * ours / best)))
-    best = study.best_params | {"epochs": study.user_attrs[key]}
+    torch.set_num_threads(1)
+    default = Recipe()
+    default_seconds = min(epoch_seconds(splits, default) for _ in range(3))
+    best_seconds = min(epoch_seconds(splits, Recipe(**best_params)) for _ in range(3))
+    best_epochs = max(1, int(default.epochs * default_seconds / best_seconds))
+
+    recipes = {"default": {}, "best": {**best_params, "epochs": best_epochs}}
     runs = [
-        recipe | {"dataset": dataset, "seed": seed}
-        for recipe in ({}, best) for seed in SEEDS[:seeds]
-    ]  # fmt: skip
+        {**recipe, "dataset": splits.name, "seed": seed}
+        for recipe in recipes.values()
+        for seed in CONFIRMATION_SEEDS[:seeds]
+    ]
+
     results = []
     for record in sweep(runs, folder):
         if "failed" in record:
             raise SystemExit("The best recipe is not reliable: the default stays.")
-        last = record["epochs"][record["best_epoch"] - 1]
-        names = ("validation_loss", "validation_accuracy")
-        run = {name: record["run"][name] for name in ("seed", "epochs")}
-        results.append(run | {n: last[n] for n in names} | {"seconds": record["seconds"]})
+        best_epoch = record["epochs"][record["best_epoch"] - 1]
+        results.append(
+            {
+                "seed": record["run"]["seed"],
+                "epochs": record["run"]["epochs"],
+                "validation_loss": best_epoch["validation_loss"],
+                "validation_accuracy": best_epoch["validation_accuracy"],
+                "seconds": record["seconds"],
+            }
+        )
     return {"default": results[:seeds], "best": results[seeds:]}
 
 
@@ -71,11 +131,10 @@ def judge(default: list[dict], best: list[dict]) -> dict:
 
     Both lists have the results of the same seeds in the same order.
     """
-    loss, accuracy = (
-        [b[name] - d[name] for d, b in zip(default, best, strict=True)]
-        for name in ("validation_loss", "validation_accuracy")
-    )
-    error = stdev(loss) / len(loss) ** 0.5
+    pairs = list(zip(default, best, strict=True))
+    loss = [b["validation_loss"] - d["validation_loss"] for d, b in pairs]
+    accuracy = [b["validation_accuracy"] - d["validation_accuracy"] for d, b in pairs]
+    error = stdev(loss) / math.sqrt(len(loss))
     return {
         "loss_difference": mean(loss),
         "loss_standard_error": error,
@@ -84,20 +143,19 @@ def judge(default: list[dict], best: list[dict]) -> dict:
     }
 
 
-def record_of(study: optuna.Study, identity: dict, confirmation: dict[str, list[dict]]) -> dict:
+def make_record(study: optuna.Study, settings: dict, confirmation: dict[str, list[dict]]) -> dict:
     """Return what `tune.json` holds."""
-    trials = [
-        {"number": t.number, "state": state_of(t), "params": t.params}
-        | {"validation_loss": t.value if state_of(t) == "complete" else None}
-        | {"epochs": 0, "seconds": 0.0} | t.user_attrs
-        for t in study.trials
-    ]  # fmt: skip
-    evaluator = FanovaImportanceEvaluator(seed=0)
     importance = get_param_importances(
-        study, evaluator=evaluator, target=lambda trial: math.log(trial.value)
+        study,
+        evaluator=FanovaImportanceEvaluator(seed=0),
+        target=lambda trial: math.log(trial.value),
     )
-    best = min((t for t in trials if t["state"] == "complete"), key=lambda t: t["validation_loss"])
-    return {"command": "make tune", **identity, "trials": trials, "best": best["number"]} | {
+    return {
+        "command": "make tune",
+        **settings,
+        "space": describe_space(SPACE),
+        "trials": trial_records(study),
+        "best": study.best_trial.number,
         "importance": importance,
         "confirmation": confirmation,
         "comparison": judge(**confirmation),
@@ -107,29 +165,26 @@ def record_of(study: optuna.Study, identity: dict, confirmation: dict[str, list[
 def main() -> None:
     """Search, confirm, write the record and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trials", type=int, default=40, help="finished trials in all")
+    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=12, help="processor seconds of a trial")
-    parser.add_argument("--processes", type=int, default=2, help="that train at a time")
     parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
     parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--folder", type=Path, default=HERE, help="of record and journal")
-    parser.add_argument("--cluster", help="address of a Dask scheduler")
+    parser.add_argument("--folder", type=Path, default=HERE, help="of the record")
     args = parser.parse_args()
-    load(args.dataset)  # which may have to be downloaded, once, not by each process
-    space = {k: json.loads(json.dumps(vars(v))) for k, v in SPACE.items()}
-    identity = {
-        "version": VERSION | {"optuna": optuna.__version__}, "machine": machine(),
-        "dataset": args.dataset, "seconds": args.seconds, "space": space,
-    }  # fmt: skip
-    runs = args.folder.resolve() / "runs"
-    with cluster(args.cluster) if args.cluster else nullcontext() as client:
-        if client:
-            client.upload_file(str(HERE / "study.py"))
-        study = run_study(runs / "tune.journal", identity, args.trials, args.processes)
-        confirmation = confirm(study, args.dataset, runs, args.seeds)
-    record = record_of(study, identity, confirmation)
+
+    splits = load(args.dataset)
+    study = search(splits, args.trials, args.seconds)
+    confirmation = confirm(study.best_params, splits, args.folder / "runs", args.seeds)
+    settings = {
+        "version": {**VERSION, "optuna": optuna.__version__},
+        "machine": machine(),
+        "dataset": args.dataset,
+        "seconds": args.seconds,
+    }
+    record = make_record(study, settings, confirmation)
     write_json(args.folder / "tune.json", record)
     print(record["comparison"])
+
     plots.use_style()
     figures = repo_root() / "figures" if args.folder == HERE else args.folder
     tuning_plot(record).savefig(figures / "tuning.png")

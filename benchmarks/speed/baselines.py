@@ -1,51 +1,87 @@
-"""The same network, trained with each library's usual means: the baselines of the benchmark.
+"""The contestants of the benchmark: one network, trained with the usual means of each library.
 
-`python benchmarks/speed/baselines.py NAME '{"seed": 0, "epochs": 3, ...}'` trains one baseline in
-this process and prints one line of JSON: seconds of each phase, accuracy on validation and test
-images. A baseline is a function of its settings and of `done(phase, predict)`, to be called after
-"import", "load" and each "epoch"; `predict` maps uint8 images (N, 28, 28) to labels. The time of
-`done` itself is not counted. All train 784-512-256-128-64-10 with ReLU on the same 55,000 images.
+`python benchmarks/speed/baselines.py NAME '{"seed": 0, "epochs": 3, ...}'` trains one contestant in
+this process and prints one line of JSON: the seconds of each phase, and the accuracy on validation
+and test images. $MNIST_ROOT holds MNIST, and the file $SPLIT holds the indices of the training and
+the validation images; `bench.py` sets both.
+
+A contestant is a function of its settings and of `record_phase(phase, predict)`, which it calls
+after "import", after "load" and after each "epoch". `predict` returns the labels, (N,), of uint8
+images (N, 28, 28). The time that `record_phase` itself takes is not counted. All contestants train
+784-512-256-128-64-10 with ReLU on the same 55,000 images.
 """
 
 import json
+import logging
 import os
 import sys
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-ROOT = os.environ["MNIST_ROOT"]
 SIZES = (784, 512, 256, 128, 64, 10)
 
 
-def read(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images, uint8 (N, 28, 28), and labels of one of MNIST's two parts."""
-    raw = f"{ROOT}/MNIST/raw/{part}"
-    images = np.fromfile(f"{raw}-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 28, 28)
-    return images, np.fromfile(f"{raw}-labels-idx1-ubyte", np.uint8)[8:].astype(np.int64)
+def read_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images, uint8 (N, 28, 28), and the labels, int64 (N,), of "train" or "t10k"."""
+    path = f"{os.environ['MNIST_ROOT']}/MNIST/raw/{part}"
+    images = np.fromfile(f"{path}-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 28, 28)
+    labels = np.fromfile(f"{path}-labels-idx1-ubyte", np.uint8)[8:].astype(np.int64)
+    return images, labels
+
+
+def read_indices(part: str) -> np.ndarray:
+    """Return the indices of the "train" or the "validation" images."""
+    with np.load(os.environ["SPLIT"]) as split:
+        return split[part]
 
 
 def inputs(images: np.ndarray) -> np.ndarray:
-    """Return float32 of shape (N, 784), normalised."""
+    """Return normalised images, float32 of shape (N, 784)."""
     return (images.reshape(-1, 784) / np.float32(255) - np.float32(0.1307)) / np.float32(0.3081)
 
 
 def training_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs and labels of the training images."""
-    images, labels = read("train")
-    return inputs(images[TRAIN]), labels[TRAIN]
+    """Return the inputs and the labels of the training images."""
+    images, labels = read_mnist("train")
+    indices = read_indices("train")
+    return inputs(images[indices]), labels[indices]
 
 
-def one_cycle(learning_rate: float, steps: int):
-    """Return the rate at a step, as torch's OneCycleLR: up for 30% of the steps, then down."""
-    peak = 0.3 * steps - 1
+def random_batches(random: np.random.Generator, count: int, batch_size: int) -> np.ndarray:
+    """Return the indices of whole batches in random order, of shape (steps, batch_size)."""
+    steps = count // batch_size
+    return random.permutation(count)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def learning_rates(schedule: str, learning_rate: float, steps: int) -> Callable[[int], float]:
+    """Return the function of the step that gives the learning rate.
+
+    Args:
+        schedule: "constant", or "one-cycle" as torch's OneCycleLR: up for 30% of the steps along a
+            cosine, then down.
+        learning_rate: The highest rate.
+        steps: The number of all steps.
+    """
+    first = learning_rate / 25
+    last = learning_rate / 25e4
+    peak_step = 0.3 * steps - 1
 
     def rate(step: int) -> float:
-        low, high, last = learning_rate / 25, learning_rate, learning_rate / 25e4
-        if step <= peak:
-            return high + (low - high) * (1 + np.cos(np.pi * step / peak)) / 2
-        return last + (high - last) * (1 + np.cos(np.pi * (step - peak) / (steps - 1 - peak))) / 2
+        if schedule == "constant":
+            return learning_rate
+
+        if step <= peak_step:
+            start, end = first, learning_rate
+            progress = step / peak_step
+        else:
+            start, end = learning_rate, last
+            progress = (step - peak_step) / (steps - 1 - peak_step)
+        return end + (start - end) * (1 + np.cos(np.pi * progress)) / 2
 
     return rate
 
@@ -56,20 +92,21 @@ def torch_network():
 
     layers = [nn.Flatten()]
     for n_in, n_out in pairwise(SIZES):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        layers.append(nn.Linear(n_in, n_out))
+        layers.append(nn.ReLU())
     return nn.Sequential(*layers[:-1])
 
 
 def torch_predict(model):
-    """Return a torch model's `predict`."""
+    """Return the `predict` of a torch model."""
     import torch
 
     def predict(images):
         model.eval()
         with torch.no_grad():
-            answer = model(torch.from_numpy(inputs(images))).float().argmax(1).numpy()
+            logits = model(torch.from_numpy(inputs(images))).float()
         model.train()
-        return answer
+        return logits.argmax(1).numpy()
 
     return predict
 
@@ -82,107 +119,123 @@ def usual_loader(batch_size: int):
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
-    train = torch.utils.data.Subset(datasets.MNIST(ROOT, train=True, transform=transform), TRAIN)
+    mnist = datasets.MNIST(os.environ["MNIST_ROOT"], train=True, transform=transform)
+    train = torch.utils.data.Subset(mnist, read_indices("train"))
     return torch.utils.data.DataLoader(train, batch_size=batch_size, shuffle=True)
 
 
-def ours(
-    done, *, seed, validate=True, iterations=3, flush_denormal=False, keep_memory=True, mkl=False,
-    **settings,
-):  # fmt: skip
-    from functools import partial
-
+def ours(record_phase, *, seed, validate=True, **settings):
     import torch
 
-    from mnist_mlp import EnhancedNet, Recipe, fit, load, train
-    from mnist_mlp.optim import muon
+    from mnist_mlp import EnhancedNet, Recipe, fit, load
 
-    done("import")
-    torch.set_flush_denormal(flush_denormal)
-    muon.newton_schulz = partial(muon.newton_schulz, iterations=iterations)
-    if not keep_memory:
-        train.keep_freed_memory = lambda: None
-    if mkl:
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    record_phase("import")
+
     splits = load("mnist", seed=seed)
-    validation = splits.validation if validate else splits.validation.subset(torch.arange(1))
-    done("load")
+    validation = splits.validation
+    if not validate:
+        validation = validation.subset(torch.arange(1))
+    record_phase("load")
+
     start = time.perf_counter()
     torch.manual_seed(seed)
     model = EnhancedNet()
     recipe = Recipe(seed=seed, augment_strength=0.0, **settings)
     history = fit(model, splits.train, validation, recipe, progress=False)
+
+    # What `fit` does once, before and after the epochs, counts as part of the first one.
     seconds = [epoch["seconds"] for epoch in history.epochs]
-    seconds[0] += time.perf_counter() - start - sum(seconds)  # what is done once counts too
-    for each in seconds:
-        done("epoch", torch_predict(model), seconds=each)
+    seconds[0] += time.perf_counter() - start - sum(seconds)
+    for epoch_seconds in seconds:
+        record_phase("epoch", torch_predict(model), seconds=epoch_seconds)
 
 
-def tutorial(done, *, seed, epochs, batch_size, learning_rate):
+def tutorial(record_phase, *, seed, epochs, batch_size, learning_rate):
     import torch
     import torchvision  # noqa: F401
     from torch.nn import functional as F
 
-    done("import")
+    record_phase("import")
+
     batches = usual_loader(batch_size)
-    done("load")
+    record_phase("load")
+
     torch.manual_seed(seed)
     model = torch_network()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+
     for _ in range(epochs):
         for images, labels in batches:
             optimizer.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimizer.step()
-        done("epoch", torch_predict(model))
+        record_phase("epoch", torch_predict(model))
 
 
 def torch_compile(
-    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False, cycle=True
+    record_phase,
+    *,
+    seed,
+    epochs,
+    batch_size,
+    learning_rate,
+    label_smoothing=0.0,
+    bfloat16=False,
+    schedule="one-cycle",
 ):
     import torch
     from torch.nn import functional as F
 
-    done("import")
-    images, labels = map(torch.from_numpy, training_arrays())
-    done("load")
+    record_phase("import")
+
+    image_array, label_array = training_arrays()
+    images = torch.from_numpy(image_array)
+    labels = torch.from_numpy(label_array)
+    record_phase("load")
+
     torch.manual_seed(seed)
     model = torch_network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
     steps = len(labels) // batch_size
-    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
+    rate = learning_rates(schedule, learning_rate, epochs * steps)
 
     @torch.compile(dynamic=False)
     def loss_of(images, labels):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            return F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+            return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
 
     for epoch in range(epochs):
-        order = torch.randperm(len(labels))[: steps * batch_size].split(batch_size)
-        for step, batch in enumerate(order, epoch * steps):
+        order = torch.randperm(len(labels))[: steps * batch_size]
+        for step, batch in enumerate(order.split(batch_size), start=epoch * steps):
             optimizer.param_groups[0]["lr"] = rate(step)
             optimizer.zero_grad()
             loss_of(images[batch], labels[batch]).backward()
             optimizer.step()
-        done("epoch", torch_predict(model))
+        record_phase("epoch", torch_predict(model))
 
 
 def lightning(
-    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False, cycle=True
+    record_phase,
+    *,
+    seed,
+    epochs,
+    batch_size,
+    learning_rate,
+    label_smoothing=0.0,
+    bfloat16=False,
+    schedule="one-cycle",
 ):
-    import logging
-    import warnings
-
     import lightning
     import torch
     import torchvision  # noqa: F401
     from torch.nn import functional as F
 
-    done("import")
+    record_phase("import")
+
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = usual_loader(batch_size)
-    done("load")
+    record_phase("load")
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -194,260 +247,277 @@ def lightning(
 
         def training_step(self, batch, _):
             images, labels = batch
-            return F.cross_entropy(self(images), labels, label_smoothing=smoothing)
+            return F.cross_entropy(self(images), labels, label_smoothing=label_smoothing)
 
         def configure_optimizers(self):
             optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, fused=True)
-            if not cycle:
+            if schedule == "constant":
                 return optimizer
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
+            scheduler = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, learning_rate, total_steps=epochs * len(batches)
             )
-            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
         def on_train_epoch_end(self):
-            done("epoch", torch_predict(self))
+            record_phase("epoch", torch_predict(self))
 
     lightning.seed_everything(seed, verbose=False)
     trainer = lightning.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         precision="bf16-mixed" if bfloat16 else "32-true",
-    )  # fmt: skip
+    )
     trainer.fit(Module(), batches)
 
 
 def keras(
-    done, *, backend, seed, epochs, batch_size, learning_rate, smoothing=0.0, bfloat16=False,
-    cycle=True,
-):  # fmt: skip
+    record_phase,
+    *,
+    backend,
+    seed,
+    epochs,
+    batch_size,
+    learning_rate,
+    label_smoothing=0.0,
+    bfloat16=False,
+    schedule="one-cycle",
+):
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
-    done("import")
+    record_phase("import")
+
     images, labels = training_arrays()
     labels = keras.utils.to_categorical(labels)
-    done("load")
+    record_phase("load")
+
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if bfloat16 else "float32")
     hidden = [keras.layers.Dense(size, activation="relu") for size in SIZES[1:-1]]
     model = keras.Sequential([keras.Input((784,)), *hidden, keras.layers.Dense(10)])
-    steps = epochs * -(-len(labels) // batch_size)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 25, int(0.7 * steps), warmup_target=learning_rate,
-        warmup_steps=int(0.3 * steps),
-    )  # fmt: skip
+
+    rate = learning_rate
+    if schedule == "one-cycle":
+        steps = epochs * int(np.ceil(len(labels) / batch_size))
+        rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate / 25,
+            decay_steps=int(0.7 * steps),
+            warmup_target=learning_rate,
+            warmup_steps=int(0.3 * steps),
+        )
     model.compile(
-        keras.optimizers.AdamW(schedule if cycle else learning_rate, weight_decay=0.01),
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing),
+        keras.optimizers.AdamW(rate, weight_decay=0.01),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing),
     )
 
     def predict(images):
         return model.predict(inputs(images), batch_size=5000, verbose=0).argmax(1)
 
-    class Epochs(keras.callbacks.Callback):
+    class RecordEpochs(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            done("epoch", predict)
+            record_phase("epoch", predict)
 
-    model.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[Epochs()])
+    model.fit(
+        images,
+        labels,
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=0,
+        callbacks=[RecordEpochs()],
+    )
 
 
 def jax(
-    done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, scan=False, bfloat16=False,
-    cycle=True,
-):  # fmt: skip
+    record_phase,
+    *,
+    seed,
+    epochs,
+    batch_size,
+    learning_rate,
+    label_smoothing=0.0,
+    scan=False,
+    bfloat16=False,
+    schedule="one-cycle",
+):
     import jax
     import jax.numpy as jnp
     import optax
 
-    done("import")
+    record_phase("import")
+
     images, labels = training_arrays()
-    done("load")
-    kind = jnp.bfloat16 if bfloat16 else jnp.float32
+    record_phase("load")
+
+    dtype = jnp.bfloat16 if bfloat16 else jnp.float32
     keys = jax.random.split(jax.random.key(seed), len(SIZES) - 1)
-    params = [
-        (jax.random.uniform(key, (n_in, n_out), minval=-1, maxval=1) / n_in**0.5, jnp.zeros(n_out))
-        for key, n_in, n_out in zip(keys, SIZES[:-1], SIZES[1:], strict=True)
-    ]
-    steps = len(labels) // batch_size
-    rate = optax.cosine_onecycle_schedule(epochs * steps, learning_rate) if cycle else learning_rate
+    params = []
+    for key, n_in, n_out in zip(keys, SIZES[:-1], SIZES[1:], strict=True):
+        weight = jax.random.uniform(key, (n_in, n_out), minval=-1, maxval=1) / n_in**0.5
+        params.append((weight, jnp.zeros(n_out)))
+
+    rate = learning_rate
+    if schedule == "one-cycle":
+        steps = epochs * (len(labels) // batch_size)
+        rate = optax.cosine_onecycle_schedule(steps, learning_rate)
     optimizer = optax.adamw(rate, weight_decay=0.01)
 
     def network(params, x):
         for i, (weight, bias) in enumerate(params):
-            x = jnp.dot(x.astype(kind), weight.astype(kind), preferred_element_type=jnp.float32)
+            x = jnp.dot(x.astype(dtype), weight.astype(dtype), preferred_element_type=jnp.float32)
             x = x + bias
-            x = jax.nn.relu(x) if i < len(params) - 1 else x
+            if i < len(params) - 1:
+                x = jax.nn.relu(x)
         return x
 
     def loss(params, x, y):
-        targets = optax.smooth_labels(jax.nn.one_hot(y, SIZES[-1]), smoothing)
+        targets = optax.smooth_labels(jax.nn.one_hot(y, SIZES[-1]), label_smoothing)
         return optax.softmax_cross_entropy(network(params, x), targets).mean()
 
-    def step(state, batch):
+    def train_step(state, x, y):
         params, moments = state
-        gradients = jax.grad(loss)(params, *batch)
+        gradients = jax.grad(loss)(params, x, y)
         updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), moments), None
+        return optax.apply_updates(params, updates), moments
 
-    one_step = jax.jit(step, donate_argnums=0)
+    if scan:  # one compiled call for a whole epoch, with all images on the device
+        device_images = jnp.asarray(images)
+        device_labels = jnp.asarray(labels)
+
+        def scan_step(state, batch):
+            return train_step(state, device_images[batch], device_labels[batch]), None
+
+        @jax.jit
+        def train_epoch(state, order):
+            state, _ = jax.lax.scan(scan_step, state, order)
+            return state
+
+    else:
+        compiled_step = jax.jit(train_step, donate_argnums=0)
+
+        def train_epoch(state, order):
+            for batch in order:
+                state = compiled_step(state, images[batch], labels[batch])
+            return state
+
+    @jax.jit
+    def predicted_labels(params, x):
+        return network(params, x).argmax(1)
+
+    def predict(params, images):
+        return np.asarray(predicted_labels(params, inputs(images)))
+
     state = (params, optimizer.init(params))
     random = np.random.default_rng(seed)
-    predict_jit = jax.jit(lambda params, x: network(params, x).argmax(1))
-    if scan:
-        device_images, device_labels = jnp.asarray(images), jnp.asarray(labels)
-
-        def pick(state, batch):
-            return step(state, (device_images[batch], device_labels[batch]))
-
-        one_epoch = jax.jit(lambda state, order: jax.lax.scan(pick, state, order)[0])
     for _ in range(epochs):
-        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        if scan:
-            state = one_epoch(state, order)
-        else:
-            for batch in order:
-                state, _ = one_step(state, (images[batch], labels[batch]))
+        state = train_epoch(state, random_batches(random, len(labels), batch_size))
         jax.block_until_ready(state)
-        done("epoch", lambda x, p=state[0]: np.asarray(predict_jit(p, inputs(x))))
+        record_phase("epoch", partial(predict, state[0]))
 
 
-def scikit_learn(done, *, seed, epochs, batch_size, learning_rate):
+def scikit_learn(record_phase, *, seed, epochs, batch_size, learning_rate):
     from sklearn.neural_network import MLPClassifier
 
-    done("import")
+    record_phase("import")
+
     images, labels = training_arrays()
-    done("load")
+    record_phase("load")
+
     model = MLPClassifier(
         SIZES[1:-1], batch_size=batch_size, learning_rate_init=learning_rate, random_state=seed
     )
+
+    def predict(images):
+        return model.predict(inputs(images))
+
     for _ in range(epochs):
         model.partial_fit(images, labels, classes=np.arange(10))
-        done("epoch", lambda images: model.predict(inputs(images)))
+        record_phase("epoch", predict)
 
 
-def mlx(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
-    from functools import partial
+def plain_numpy(
+    record_phase,
+    *,
+    seed,
+    epochs,
+    batch_size,
+    learning_rate,
+    label_smoothing=0.0,
+    schedule="one-cycle",
+):
+    record_phase("import")
 
-    import mlx.core as mx
-    from mlx import nn, optimizers
-
-    done("import")
     images, labels = training_arrays()
-    done("load")
-    mx.random.seed(seed)
+    record_phase("load")
+
     random = np.random.default_rng(seed)
-    layers = []
+    params = []  # weight and bias of each layer, in turn
     for n_in, n_out in pairwise(SIZES):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
-    steps = len(labels) // batch_size
-    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
-    optimizer = optimizers.AdamW(learning_rate, weight_decay=0.01, bias_correction=True)
-    state = [model.state, optimizer.state]
-
-    def loss(model, x, y):
-        return nn.losses.cross_entropy(model(x), y, label_smoothing=smoothing, reduction="mean")
-
-    @partial(mx.compile, inputs=state, outputs=state)
-    def one_step(x, y):
-        value, gradients = nn.value_and_grad(model, loss)(model, x, y)
-        optimizer.update(model, gradients)
-        return value
-
-    for epoch in range(epochs):
-        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        for step, batch in enumerate(order, epoch * steps):
-            optimizer.learning_rate = rate(step)
-            one_step(mx.array(images[batch]), mx.array(labels[batch]))
-            mx.eval(state)
-        done("epoch", lambda x: np.array(model(mx.array(inputs(x))).argmax(1)))
-
-
-def plain_numpy(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
-    done("import")
-    images, labels = training_arrays()
-    done("load")
-    random = np.random.default_rng(seed)
-    sizes = [shape for pair in pairwise(SIZES) for shape in (pair, pair[1:])]
-    bounds = [n_in**-0.5 for n_in in SIZES[:-1] for _ in range(2)]
-    params = [
-        random.uniform(-bound, bound, shape).astype(np.float32)
-        for bound, shape in zip(bounds, sizes, strict=True)
-    ]
-    firsts, seconds = ([np.zeros_like(p) for p in params] for _ in range(2))
-    steps = len(labels) // batch_size
-    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
+        bound = n_in**-0.5
+        params.append(random.uniform(-bound, bound, (n_in, n_out)).astype(np.float32))
+        params.append(random.uniform(-bound, bound, n_out).astype(np.float32))
+    weights = params[0::2]
+    biases = params[1::2]
+    first_moments = [np.zeros_like(param) for param in params]
+    second_moments = [np.zeros_like(param) for param in params]
 
     def forward(x):
-        activations = [x]
-        for i in range(0, len(params), 2):
-            x = x @ params[i] + params[i + 1]
-            x = np.maximum(x, 0) if i < len(params) - 2 else x
-            activations.append(x)
-        return activations
+        """Return the input of each layer, and the logits."""
+        layer_inputs = []
+        for weight, bias in zip(weights, biases, strict=True):
+            if layer_inputs:
+                x = np.maximum(x, 0)
+            layer_inputs.append(x)
+            x = x @ weight + bias
+        return layer_inputs, x
 
-    for epoch in range(epochs):
-        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        for step, batch in enumerate(order, epoch * steps):
-            *activations, logits = forward(images[batch])
-            gradient = np.exp(logits - logits.max(1, keepdims=True))
-            gradient /= gradient.sum(1, keepdims=True)
-            gradient -= smoothing / SIZES[-1]
-            gradient[np.arange(batch_size), labels[batch]] -= 1 - smoothing
-            gradient /= batch_size
-            gradients = []
-            for x, weights in zip(activations[::-1], params[-2::-2], strict=True):
-                gradients[:0] = [x.T @ gradient, gradient.sum(0)]
-                gradient = gradient @ weights.T * (x > 0) if weights is not params[0] else None
-            lr = rate(step)
-            scale = np.float32((1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1)))
-            for p, g, m, v in zip(params, gradients, firsts, seconds, strict=True):
-                m += np.float32(0.1) * (g - m)
-                v += np.float32(0.001) * (g * g - v)
-                p *= np.float32(1 - lr * 0.01)
-                p -= np.float32(lr) * scale * m / (np.sqrt(v) + np.float32(1e-8))
-        done("epoch", lambda x: forward(inputs(x))[-1].argmax(1))
+    def backward(layer_inputs, logits, targets):
+        """Return the gradients of the mean cross-entropy, in the order of the parameters."""
+        gradient = np.exp(logits - logits.max(1, keepdims=True))
+        gradient /= gradient.sum(1, keepdims=True)
+        gradient -= label_smoothing / SIZES[-1]
+        gradient[np.arange(len(targets)), targets] -= 1 - label_smoothing
+        gradient /= len(targets)
 
+        gradients = []
+        for layer in reversed(range(len(weights))):
+            x = layer_inputs[layer]
+            gradients.insert(0, gradient.sum(0))
+            gradients.insert(0, x.T @ gradient)
+            if layer > 0:
+                gradient = gradient @ weights[layer].T * (x > 0)
+        return gradients
 
-def tinygrad(done, *, seed, epochs, batch_size, learning_rate, smoothing=0.0, cycle=True):
-    from tinygrad import Context, Tensor, TinyJit, nn
+    def predict(images):
+        _, logits = forward(inputs(images))
+        return logits.argmax(1)
 
-    done("import")
-    images, labels = training_arrays()
-    labels = labels.astype(np.int32)
-    done("load")
-    Tensor.manual_seed(seed)
-    random = np.random.default_rng(seed)
-    layers = [nn.Linear(a, b) for a, b in pairwise(SIZES)]
-
-    def network(x):
-        for layer in layers[:-1]:
-            x = layer(x).relu()
-        return layers[-1](x)
-
-    optimizer = nn.optim.AdamW(nn.state.get_parameters(layers), lr=learning_rate)
     steps = len(labels) // batch_size
-    rate = one_cycle(learning_rate, epochs * steps) if cycle else lambda _: learning_rate
+    rate = learning_rates(schedule, learning_rate, epochs * steps)
+    step = 0
+    for _ in range(epochs):
+        for batch in random_batches(random, len(labels), batch_size):
+            layer_inputs, logits = forward(images[batch])
+            gradients = backward(layer_inputs, logits, labels[batch])
 
-    @TinyJit
-    @Context(TRAINING=1)
-    def one_step(images, labels, rate):
-        optimizer.lr.assign(rate)
-        optimizer.zero_grad()
-        logits = network(images)
-        loss = logits.sparse_categorical_crossentropy(labels, label_smoothing=smoothing).backward()
-        return loss.realize(*optimizer.schedule_step())
-
-    for epoch in range(epochs):
-        order = random.permutation(len(labels))[: steps * batch_size].reshape(steps, batch_size)
-        for step, batch in enumerate(order, epoch * steps):
-            arguments = images[batch], labels[batch], [float(rate(step))]
-            one_step(*(Tensor(argument).realize() for argument in arguments)).item()
-        done("epoch", lambda images: network(Tensor(inputs(images))).argmax(1).numpy())
+            # AdamW, with the corrections of both moments in one factor.
+            lr = rate(step)
+            step += 1
+            scale = np.float32((1 - 0.999**step) ** 0.5 / (1 - 0.9**step))
+            for param, gradient, first, second in zip(
+                params, gradients, first_moments, second_moments, strict=True
+            ):
+                first += np.float32(0.1) * (gradient - first)
+                second += np.float32(0.001) * (gradient * gradient - second)
+                param *= np.float32(1 - lr * 0.01)
+                param -= np.float32(lr) * scale * first / (np.sqrt(second) + np.float32(1e-8))
+        record_phase("epoch", predict)
 
 
-PEERS = {
+CONTESTANTS = {
     "mnist_mlp": ours,
     "tutorial": tutorial,
     "lightning": lightning,
@@ -455,45 +525,50 @@ PEERS = {
     "jax": jax,
     "torch.compile": torch_compile,
     "scikit-learn": scikit_learn,
-    "tinygrad": tinygrad,
-    "mlx": mlx,
     "numpy": plain_numpy,
 }
 
 
 def main(name: str, settings: dict) -> dict:
-    """Train a peer and return its seconds and accuracies."""
-    images, labels = read("train")
-    test_images, test_labels = read("t10k")
-    result = {"epoch": [], "validation_accuracy": []}
-    each_epoch = settings.pop("judge_each_epoch", False)
-    last, final = time.perf_counter(), None
+    """Train a contestant and return its seconds and accuracies.
 
-    def done(phase, predict=None, seconds=None):
-        nonlocal last, final
-        seconds = time.perf_counter() - last if seconds is None else seconds
+    With the setting `judge_each_epoch` the validation accuracy after each epoch is returned, and
+    the test images are not read.
+    """
+    judge_each_epoch = settings.pop("judge_each_epoch", False)
+    images, labels = read_mnist("train")
+    validation = read_indices("validation")
+    result = {"epoch": [], "validation_accuracy": []}
+    predict = None
+    phase_began = time.perf_counter()
+
+    def judge():
+        correct = predict(images[validation]) == labels[validation]
+        result["validation_accuracy"].append(float(correct.mean()))
+
+    def record_phase(phase, new_predict=None, seconds=None):
+        nonlocal predict, phase_began
+        if seconds is None:
+            seconds = time.perf_counter() - phase_began
+
         if phase == "epoch":
             result["epoch"].append(seconds)
-            final = predict
-            if each_epoch:
+            predict = new_predict
+            if judge_each_epoch:
                 judge()
         else:
             result[phase] = seconds
-        last = time.perf_counter()
 
-    def judge():
-        share = np.mean(final(images[VALIDATION]) == labels[VALIDATION])
-        result["validation_accuracy"].append(float(share))
+        phase_began = time.perf_counter()
 
-    PEERS[name](done, **settings)
-    if not each_epoch:
+    CONTESTANTS[name](record_phase, **settings)
+
+    if not judge_each_epoch:
         judge()
-    if not each_epoch:
-        result["test_accuracy"] = float(np.mean(final(test_images) == test_labels))
+        test_images, test_labels = read_mnist("t10k")
+        result["test_accuracy"] = float((predict(test_images) == test_labels).mean())
     return result
 
 
 if __name__ == "__main__":
-    split = np.load(os.environ["SPLIT"])
-    TRAIN, VALIDATION = split["train"], split["validation"]
     print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))

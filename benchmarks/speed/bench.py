@@ -1,11 +1,14 @@
 """Time how long each library takes to reach 98.21% on MNIST, side by side.
 
-`make bench`, 35 minutes on two cores: five rounds, in each of which every baseline runs
-once in its own process, so that a change of the machine's speed affects all, and what took more
-than 100 seconds is not run again; writes
-`benchmarks/speed/bench.json`, draws `figures/time_to_accuracy.png` and prints the table.
-`make tune-baselines` decides beforehand, on validation images alone and with other seeds, how many
-epochs each one needs, and writes `benchmarks/speed/tuning.json`.
+`make bench` needs 26 minutes on two cores. In each of five rounds every contestant runs once, in a
+process of its own, so that a change of the machine's speed affects all of them. It writes
+`benchmarks/speed/bench.json`, draws `figures/time_to_accuracy.png` and prints both tables.
+
+`make tune-baselines` decides beforehand how many epochs each contestant needs, on validation images
+alone and with other seeds, and writes `benchmarks/speed/tuning.json`.
+
+`python benchmarks/speed/bench.py equal --only numpy "JAX, bfloat16"` times some rows of one table
+and records nothing. A row is named by its label, or by its contestant in `baselines.CONTESTANTS`.
 """
 
 import argparse
@@ -16,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -25,142 +29,237 @@ import torch
 from tqdm import tqdm
 
 from mnist_mlp.data import stratified_split
-from mnist_mlp.datasets import default_root
-from mnist_mlp.datasets.mnist import MNIST_FILES
-from mnist_mlp.optim.hardware import bfloat16_units
-from mnist_mlp.storage.files import write_json
+from mnist_mlp.datasets import default_root, load_mnist
+from mnist_mlp.files import write_json
+from mnist_mlp.optim import bfloat16_units
 
 HERE = Path(__file__).parent
-RECORD, TUNING = HERE / "bench.json", HERE / "tuning.json"
+RECORD = HERE / "bench.json"
+TUNING = HERE / "tuning.json"
+
 GOAL = 0.9821
 MARGIN = 0.001  # of the mean validation accuracy over the goal, since the test set is another one
-SEEDS, TUNING_SEEDS = range(100, 105), range(5)
-SLOW = 100  # seconds
+SEEDS = range(100, 105)  # one for each round
+TUNING_SEEDS = range(5)
+SLOW_SECONDS = 100  # a contestant that trains for longer is not run again
+TIMEOUT_SECONDS = 900
 
-OURS = {"ema_decay": 0.9}
-FAST = OURS | {"optimizer": "muon", "weight_decay": 0.2, "label_smoothing": 0.1}
-FLOAT32 = {"precision": "float32"}
-SMOOTH = {"smoothing": 0.1}  # of the labels: it saves every library an epoch
+ADAMW_CANDIDATES = [
+    {"epochs": 4, "batch_size": 512, "learning_rate": 0.005},
+    {"epochs": 5, "batch_size": 512, "learning_rate": 0.005},
+    {"epochs": 4, "batch_size": 256, "learning_rate": 0.003},
+    {"epochs": 6, "batch_size": 512, "learning_rate": 0.005},
+    {"epochs": 5, "batch_size": 256, "learning_rate": 0.003},
+]
 
-
-def settings(epochs: int, batch_size: int, learning_rate: float, **more) -> dict:
-    """Return a peer's settings."""
-    sizes = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    return sizes | more
-
-
-def cycles(**more) -> list[dict]:
-    """Return what is tried for AdamW with a one-cycle rate, the fastest first."""
-    tried = (4, 512, 0.005), (5, 512, 0.005), (4, 256, 0.003), (6, 512, 0.005), (5, 256, 0.003)
-    return [settings(*sizes, **more) for sizes in tried]
-
-
-# label: (peer, settings tried in this order; the first to clear the goal is taken). A label instead
-# of a list: the settings chosen for that peer, which has the same optimiser and schedule.
-# JAX, torch.compile, Keras on torch and Lightning have bfloat16; with JAX Keras is faster without.
-ADAMW = "JAX, bfloat16"
-PEERS = {
-    "mnist_mlp, fast": (
-        "mnist_mlp",
-        [
-            settings(2, 2048, 0.15, **FAST),
-            settings(2, 1536, 0.12, **FAST),
-            settings(2, 1024, 0.08, **FAST),
-            settings(3, 2048, 0.1, **FAST),
-            settings(3, 1024, 0.06, **FAST),
+# The rows of the first table. `make tune-baselines` takes the first of a contestant's "candidates"
+# that clears the goal, so the fastest stand first. With "settings_from" it takes those of another
+# row with the same optimizer and schedule. "settings" are the same in all trainings: smoothed
+# labels save every library an epoch; on JAX Keras is faster without bfloat16.
+FAST = "mnist_mlp, fast"
+CONTESTANTS = {
+    FAST: {
+        "contestant": "mnist_mlp",
+        "candidates": [
+            {"epochs": 2, "batch_size": 2048, "learning_rate": 0.15},
+            {"epochs": 2, "batch_size": 1536, "learning_rate": 0.12},
+            {"epochs": 2, "batch_size": 1024, "learning_rate": 0.08},
+            {"epochs": 3, "batch_size": 2048, "learning_rate": 0.1},
+            {"epochs": 3, "batch_size": 1024, "learning_rate": 0.06},
         ],
-    ),
-    "mnist_mlp, AdamW in float32": (
-        "mnist_mlp",
-        cycles(**OURS, **FLOAT32, label_smoothing=0.1),
-    ),
-    ADAMW: ("jax", cycles(**SMOOTH, bfloat16=True)),
-    "JAX, bfloat16, epochs scanned": ("jax", ADAMW, {"scan": True, "bfloat16": True}),
-    "torch.compile, bfloat16": ("torch.compile", ADAMW, {"bfloat16": True}),
-    "Keras on JAX": ("keras", cycles(**SMOOTH, backend="jax")),
-    "Keras on torch, bfloat16": (
-        "keras",
-        "Keras on JAX",
-        {"backend": "torch", "bfloat16": True},
-    ),
-    "MLX": ("mlx", ADAMW, {}),
-    "NumPy": ("numpy", ADAMW, {}),
-    "PyTorch Lightning, DataLoader": ("lightning", ADAMW, {"bfloat16": True}),
-    "tinygrad": ("tinygrad", ADAMW, {}),
-    "scikit-learn": ("scikit-learn", [settings(e, 200, 0.001) for e in range(1, 26)]),
-    "the usual tutorial": ("tutorial", [settings(e, 64, 0.001) for e in range(1, 21)]),
+        "settings": {
+            "ema_decay": 0.9,
+            "optimizer": "muon",
+            "weight_decay": 0.2,
+            "label_smoothing": 0.1,
+        },
+    },
+    "mnist_mlp, AdamW in float32": {
+        "contestant": "mnist_mlp",
+        "candidates": ADAMW_CANDIDATES,
+        "settings": {"ema_decay": 0.9, "precision": "float32", "label_smoothing": 0.1},
+    },
+    "JAX, bfloat16": {
+        "contestant": "jax",
+        "candidates": ADAMW_CANDIDATES,
+        "settings": {"label_smoothing": 0.1, "bfloat16": True},
+    },
+    "JAX, bfloat16, epochs scanned": {
+        "contestant": "jax",
+        "settings_from": "JAX, bfloat16",
+        "settings": {"label_smoothing": 0.1, "bfloat16": True, "scan": True},
+    },
+    "torch.compile, bfloat16": {
+        "contestant": "torch.compile",
+        "settings_from": "JAX, bfloat16",
+        "settings": {"label_smoothing": 0.1, "bfloat16": True},
+    },
+    "Keras on JAX": {
+        "contestant": "keras",
+        "candidates": ADAMW_CANDIDATES,
+        "settings": {"label_smoothing": 0.1, "backend": "jax"},
+    },
+    "Keras on torch, bfloat16": {
+        "contestant": "keras",
+        "settings_from": "Keras on JAX",
+        "settings": {"label_smoothing": 0.1, "backend": "torch", "bfloat16": True},
+    },
+    "NumPy": {
+        "contestant": "numpy",
+        "settings_from": "JAX, bfloat16",
+        "settings": {"label_smoothing": 0.1},
+    },
+    "PyTorch Lightning, DataLoader": {
+        "contestant": "lightning",
+        "settings_from": "JAX, bfloat16",
+        "settings": {"label_smoothing": 0.1, "bfloat16": True},
+    },
+    "scikit-learn": {
+        "contestant": "scikit-learn",
+        "candidates": [
+            {"epochs": epochs, "batch_size": 200, "learning_rate": 0.001} for epochs in range(1, 26)
+        ],
+        "settings": {},
+    },
+    "the usual tutorial": {
+        "contestant": "tutorial",
+        "candidates": [
+            {"epochs": epochs, "batch_size": 64, "learning_rate": 0.001} for epochs in range(1, 21)
+        ],
+        "settings": {},
+    },
 }
-# Steady state: one setting for all, constant rate where the peer has no other.
-SAME = settings(3, 512, 0.001)
+
+# These train at a constant rate: one long training shows what every shorter one would give.
+CONSTANT_RATE = ("scikit-learn", "tutorial")
+
+# The rows of the second table: the steady state of one setting for all. The rate is constant, but
+# for ours, which goes on computing its one-cycle schedule.
+EQUAL_SETTINGS = {"epochs": 3, "batch_size": 512, "learning_rate": 0.001}
 EQUAL = {
-    "mnist_mlp": ("mnist_mlp", {"ema_decay": 0.0, "validate": False, **FLOAT32}),
-    "JAX": ("jax", {"cycle": False}),
-    "JAX, epochs scanned": ("jax", {"cycle": False, "scan": True}),
-    "torch.compile": ("torch.compile", {"cycle": False}),
-    "Keras on JAX": ("keras", {"cycle": False, "backend": "jax"}),
-    "Keras on torch": ("keras", {"cycle": False, "backend": "torch"}),
-    "MLX": ("mlx", {"cycle": False}),
-    "NumPy": ("numpy", {"cycle": False}),
-    "PyTorch Lightning, DataLoader": ("lightning", {"cycle": False}),
-    "tinygrad": ("tinygrad", {"cycle": False}),
-    "scikit-learn": ("scikit-learn", {}),
-    "the usual tutorial": ("tutorial", {}),
-    "mnist_mlp, bfloat16": (
-        "mnist_mlp",
-        {"ema_decay": 0.0, "validate": False, "precision": "bfloat16"},
-    ),
-    "JAX, bfloat16": ("jax", {"cycle": False, "bfloat16": True}),
-    "JAX, bfloat16, epochs scanned": ("jax", {"cycle": False, "scan": True, "bfloat16": True}),
-    "torch.compile, bfloat16": ("torch.compile", {"cycle": False, "bfloat16": True}),
+    "mnist_mlp": {
+        "contestant": "mnist_mlp",
+        "settings": {"ema_decay": 0.0, "validate": False, "precision": "float32"},
+    },
+    "JAX": {"contestant": "jax", "settings": {"schedule": "constant"}},
+    "JAX, epochs scanned": {
+        "contestant": "jax",
+        "settings": {"schedule": "constant", "scan": True},
+    },
+    "torch.compile": {"contestant": "torch.compile", "settings": {"schedule": "constant"}},
+    "Keras on JAX": {
+        "contestant": "keras",
+        "settings": {"schedule": "constant", "backend": "jax"},
+    },
+    "Keras on torch": {
+        "contestant": "keras",
+        "settings": {"schedule": "constant", "backend": "torch"},
+    },
+    "NumPy": {"contestant": "numpy", "settings": {"schedule": "constant"}},
+    "PyTorch Lightning, DataLoader": {
+        "contestant": "lightning",
+        "settings": {"schedule": "constant"},
+    },
+    "scikit-learn": {"contestant": "scikit-learn", "settings": {}},
+    "the usual tutorial": {"contestant": "tutorial", "settings": {}},
+    "mnist_mlp, bfloat16": {
+        "contestant": "mnist_mlp",
+        "settings": {"ema_decay": 0.0, "validate": False, "precision": "bfloat16"},
+    },
+    "JAX, bfloat16": {
+        "contestant": "jax",
+        "settings": {"schedule": "constant", "bfloat16": True},
+    },
+    "JAX, bfloat16, epochs scanned": {
+        "contestant": "jax",
+        "settings": {"schedule": "constant", "bfloat16": True, "scan": True},
+    },
+    "torch.compile, bfloat16": {
+        "contestant": "torch.compile",
+        "settings": {"schedule": "constant", "bfloat16": True},
+    },
 }
 
 
-def train(peer: str, settings: dict, split: Path, threads: int | None = None) -> dict:
-    """Return what a peer says of its training, or {"error": why} if it says nothing."""
-    environment = os.environ | {"MNIST_ROOT": str(default_root()), "SPLIT": str(split)}
+class ContestantFailed(Exception):
+    """A contestant did not train; the message is what it said last."""
+
+
+def train(contestant: str, settings: dict, split: Path, threads: int | None = None) -> dict:
+    """Train a contestant in a process of its own and return what it measured.
+
+    Args:
+        contestant: A key of `baselines.CONTESTANTS`.
+        settings: The keyword arguments of that function.
+        split: The file with the indices of the training and validation images.
+        threads: The number of threads; by default, the library's own choice.
+
+    Raises:
+        ContestantFailed: It crashed, or took too long.
+    """
+    environment = dict(os.environ)
+    environment["MNIST_ROOT"] = str(default_root())
+    environment["SPLIT"] = str(split)
     if threads:
-        environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, str(HERE / "baselines.py"), peer, json.dumps(settings)]
+        environment["OMP_NUM_THREADS"] = str(threads)
+        environment["OMP_WAIT_POLICY"] = "passive"
+
+    # Where the user has set these, for example to an older processor, NumPy would multiply slower.
+    environment.pop("OPENBLAS_CORETYPE", None)
+    environment.pop("OPENBLAS_L2_SIZE", None)
+
+    command = [sys.executable, str(HERE / "baselines.py"), contestant, json.dumps(settings)]
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=900, check=False
+        process = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"error": "took more than 15 minutes"}
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        return {"error": said[-1][:300]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        raise ContestantFailed(f"took more than {TIMEOUT_SECONDS} seconds") from None
+
+    if process.returncode:
+        error_lines = process.stderr.strip().splitlines()
+        if not error_lines:
+            raise ContestantFailed(f"ended with status {process.returncode}")
+        raise ContestantFailed(error_lines[-1][:300])
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def splits(seeds: range, folder: str) -> dict[int, Path]:
+def write_splits(seeds: range, folder: str) -> dict[int, Path]:
     """Write which images each seed trains on and is validated on, and return the files."""
-    root = default_root()
-    name = "train-labels-idx1-ubyte"
-    file = root / "MNIST" / "raw" / name
-    if not file.exists() or file.stat().st_size != MNIST_FILES[name][0]:
-        raise SystemExit(f"{root} does not hold MNIST: set MNIST_ROOT, or `make notebook` first.")
-    labels = np.fromfile(file, np.uint8)
+    try:
+        training_images, _ = load_mnist(default_root(), download=False)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"The benchmark needs MNIST. {error}") from error
+
     files = {}
     for seed in seeds:
-        stay, out = stratified_split(
-            torch.from_numpy(labels[8:].astype(np.int64)), every=12, seed=seed
+        train_indices, validation_indices = stratified_split(
+            training_images.labels, holdout_fraction=1 / 12, seed=seed
         )
         files[seed] = Path(folder) / f"{seed}.npz"
-        np.savez(files[seed], train=stay.numpy(), validation=out.numpy())
+        np.savez(files[seed], train=train_indices.numpy(), validation=validation_indices.numpy())
     return files
 
 
+def select(rows: dict[str, dict], only: list[str]) -> dict[str, dict]:
+    """Return the rows whose label or contestant is named; without names, all."""
+    if not only:
+        return rows
+    return {label: row for label, row in rows.items() if label in only or row["contestant"] in only}
+
+
 def machine() -> dict:
-    """Return what the figures were measured on."""
-    names = (
-        "torch", "jax", "optax", "keras", "lightning", "mlx", "scikit-learn", "tinygrad", "numpy",
-    )  # fmt: skip
+    """Return what the record was measured on."""
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in ("torch", "jax", "optax", "keras", "lightning", "scikit-learn", "numpy"):
         try:
             versions[name] = version(name)
-        except ImportError:
+        except PackageNotFoundError:
             versions[name] = "not installed"
     return {
         "processor": platform.machine(),
@@ -172,184 +271,300 @@ def machine() -> dict:
     }
 
 
-def chosen(tried: list[dict]) -> dict:
-    """Return the settings with the highest mean, and whether they clear the goal: a lower bound."""
-    best = max(tried, key=lambda each: each["mean"])
-    return {"chosen": best["settings"], "cleared": best["mean"] >= GOAL + MARGIN}
+def tune(only: list[str]) -> None:
+    """Choose the settings of each contestant that has candidates, and record them.
 
-
-def tune(folder: str, only: list[str]) -> None:
-    """Find the first settings of each peer whose mean validation accuracy clears the goal.
-
-    Where none does, the best are taken, and what they take is less than the goal would.
+    Args:
+        only: Labels or contestants; the record keeps what it has of the others. Empty means all.
     """
-    files = splits(TUNING_SEEDS, folder)
-    found = {"command": "make tune-baselines", "goal": GOAL, "margin": MARGIN, "peers": {}}
-    own = {label: what for label, what in PEERS.items() if isinstance(what[1], list)}
-    if only:
-        found["peers"] = json.loads(TUNING.read_bytes())["peers"]
-        own = {label: what for label, what in own.items() if what[0] in only}
+    labels = [label for label, row in select(CONTESTANTS, only).items() if "candidates" in row]
+    chosen = json.loads(TUNING.read_bytes())["contestants"] if only else {}
+    labels.sort(key=lambda label: label != "the usual tutorial")  # it takes longest
 
-    def one(label: str) -> dict:
-        peer, candidates, *_ = own[label]
-        result = {"tried": []}
-        if peer in ("scikit-learn", "tutorial"):
-            # A constant rate: one long training shows what every shorter one would give.
-            longest = candidates[-1] | {"judge_each_epoch": True}
-            runs = [train(peer, longest | {"seed": s}, files[s], threads=1) for s in TUNING_SEEDS]
-            if any("error" in run for run in runs):
-                return result | {"error": next(r["error"] for r in runs if "error" in r)}
-            curves = zip(*(run["validation_accuracy"] for run in runs), strict=True)
-        else:
-            runs = (
-                [train(peer, c | {"seed": s}, files[s], threads=1) for s in TUNING_SEEDS]
-                for c in candidates
-            )
-            curves = ([run.get("validation_accuracy", [0.0])[-1] for run in each] for each in runs)
-        for candidate, accuracies in zip(candidates, curves, strict=False):
-            tried = {"settings": candidate, "validation_accuracy": list(accuracies)}
-            result["tried"].append(tried | {"mean": mean(accuracies)})
-            print(label, candidate, f"{mean(accuracies):.4f}", flush=True)
-            if mean(accuracies) >= GOAL + MARGIN:
+    # Only accuracies count here, so two trainings may share the machine.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        files = write_splits(TUNING_SEEDS, folder)
+        results = pool.map(lambda label: choose_settings(label, files), labels)
+        chosen.update(zip(labels, results, strict=True))
+
+    record = {
+        "command": "make tune-baselines",
+        "goal": GOAL,
+        "margin": MARGIN,
+        "contestants": chosen,
+        "machine": machine(),
+    }
+    write_json(TUNING, record)
+
+
+def choose_settings(label: str, files: dict[int, Path]) -> dict:
+    """Return the first settings whose mean validation accuracy clears the goal.
+
+    If none does, return the best ones: the time that they take is a lower bound.
+    """
+    row = CONTESTANTS[label]
+    best = {"validation_accuracy": 0.0}
+    try:
+        for candidate, accuracies in judge_candidates(row, files):
+            accuracy = mean(accuracies)
+            print(label, candidate, f"{accuracy:.4f}", flush=True)
+            if accuracy > best["validation_accuracy"]:
+                best = {
+                    "chosen": candidate,
+                    "validation_accuracy": accuracy,
+                    "cleared": accuracy >= GOAL + MARGIN,
+                }
+            if accuracy >= GOAL + MARGIN:
                 break
-        return result | chosen(result["tried"])
-
-    with ThreadPoolExecutor(2) as pool:  # accuracies only: they may share the machine
-        slow_first = sorted(own, key=lambda label: label != "the usual tutorial")
-        found["peers"] |= dict(zip(slow_first, pool.map(one, slow_first), strict=True))
-    write_json(TUNING, found | {"machine": machine()})
+    except ContestantFailed as error:
+        return {"error": str(error)}
+    return best
 
 
-def named(label: str, units: str) -> str:
-    """Return a peer's label on a processor; without units bfloat16 is emulated, and not used."""
-    return label.replace(", bfloat16", "") if units == "none" else label
+def judge_candidates(row: dict, files: dict[int, Path]):
+    """Yield each of the candidates, with its validation accuracy for every seed."""
+
+    def train_all(settings: dict) -> list[list[float]]:
+        curves = []
+        for seed, file in files.items():
+            run = train(row["contestant"], {**settings, "seed": seed}, file, threads=1)
+            curves.append(run["validation_accuracy"])
+        return curves
+
+    if row["contestant"] in CONSTANT_RATE:
+        longest = {**row["candidates"][-1], **row["settings"], "judge_each_epoch": True}
+        curves = train_all(longest)
+        for candidate in row["candidates"]:
+            yield candidate, [curve[candidate["epochs"] - 1] for curve in curves]
+        return
+
+    for candidate in row["candidates"]:
+        curves = train_all({**candidate, **row["settings"]})
+        yield candidate, [curve[-1] for curve in curves]
 
 
-def bench(folder: str, only: list[str]) -> None:
-    """Run every peer in every round, and record the medians; with `only`, print them."""
-    files = splits(SEEDS, folder)
-    tuned = json.loads(TUNING.read_bytes())["peers"]
-    to_goal, equal, loads = {}, {}, []
-    jobs, units = [], bfloat16_units()
-    for tuned_as, (peer, how, *more) in PEERS.items():
-        source = tuned.get(how if isinstance(how, str) else tuned_as, {})
-        label = named(tuned_as, units)
-        to_goal[label] = {"peer": peer, "settings": None, "runs": []}
-        if "chosen" not in source:
-            to_goal[label]["runs"].append({"error": source.get("error", "was not tuned")})
+@dataclass
+class Row:
+    """One row of a table, while it is measured.
+
+    Attributes:
+        contestant: A key of `baselines.CONTESTANTS`.
+        settings: The keyword arguments of that function.
+        cleared: Whether the settings clear the goal on validation images.
+        runs: What `train` returned in each round.
+        error: Why there is no result.
+    """
+
+    contestant: str
+    settings: dict
+    cleared: bool | None = None
+    runs: list[dict] = field(default_factory=list)
+    error: str = ""
+
+    def run(self, seed: int, split: Path) -> None:
+        """Train once more, unless that failed or took too long before."""
+        if self.error or any(sum(run["epoch"]) > SLOW_SECONDS for run in self.runs):
+            return
+        try:
+            self.runs.append(train(self.contestant, {**self.settings, "seed": seed}, split))
+        except ContestantFailed as error:
+            self.error = str(error)
+
+    def summary(self) -> dict:
+        """Return what is recorded: medians and spreads over the rounds."""
+        summary = {"contestant": self.contestant, "settings": self.settings}
+        if self.cleared is not None:
+            summary["cleared"] = self.cleared
+        if self.error:
+            summary["error"] = self.error
+            return summary
+
+        # The first epoch compiles, and is left out of the steady state.
+        epoch_seconds = [median(run["epoch"][1:]) for run in self.runs]
+        first_epoch_extra = []
+        for run, steady in zip(self.runs, epoch_seconds, strict=True):
+            first_epoch_extra.append(run["epoch"][0] - steady)
+        seconds = [run["load"] + sum(run["epoch"]) for run in self.runs]
+        accuracies = [run["test_accuracy"] for run in self.runs]
+
+        summary["rounds"] = len(self.runs)
+        summary["seconds"] = median(seconds)
+        summary["spread"] = (max(seconds) - min(seconds)) / median(seconds)
+        summary["import_seconds"] = median(run["import"] for run in self.runs)
+        summary["first_epoch_extra_seconds"] = median(first_epoch_extra)
+        summary["epoch_seconds"] = median(epoch_seconds)
+        summary["epoch_spread"] = (max(epoch_seconds) - min(epoch_seconds)) / median(epoch_seconds)
+        summary["images_per_second"] = 55_000 / median(epoch_seconds)
+        summary["test_accuracy_mean"] = mean(accuracies)
+        summary["test_accuracy_stdev"] = stdev(accuracies) if len(accuracies) > 1 else 0.0
+        return summary
+
+
+def rows_to_goal(contestants: dict[str, dict], units: str) -> dict[str, Row]:
+    """Return rows of the first table, with their tuned settings.
+
+    Without units for bfloat16, contestants compute in float32: emulated, a single training would
+    take longer than all others together.
+    """
+    tuning = json.loads(TUNING.read_bytes())["contestants"]
+    rows = {}
+    for label, contestant in contestants.items():
+        tuned = tuning.get(contestant.get("settings_from", label), {"error": "was not tuned"})
+        settings = {**tuned.get("chosen", {}), **contestant["settings"]}
+        if units == "none" and "bfloat16" in settings:
+            settings["bfloat16"] = False
+            label = label.replace(", bfloat16", "")
+        rows[label] = Row(
+            contestant["contestant"],
+            settings,
+            cleared=tuned.get("cleared", False),
+            error=tuned.get("error", ""),
+        )
+    return rows
+
+
+def rows_at_equal_settings(contestants: dict[str, dict], units: str) -> dict[str, Row]:
+    """Return rows of the second table; without units for bfloat16, only those in float32."""
+    rows = {}
+    for label, contestant in contestants.items():
+        if units == "none" and "bfloat16" in label:
             continue
-        keep = ("epochs", "batch_size", "learning_rate", *SMOOTH)
-        what = source["chosen"]
-        if isinstance(how, str):
-            what = {k: what[k] for k in keep} | more[0]
-        if units == "none" and "bfloat16" in what:
-            what = what | {"bfloat16": False}
-        to_goal[label] |= {"settings": what, "cleared": source["cleared"]}
-        jobs.append((to_goal[label], peer, what))
-    for label, (peer, more) in EQUAL.items():
-        if named(label, units) != label:
-            continue
-        equal[label] = {"peer": peer, "settings": SAME | more, "runs": []}
-        jobs.append((equal[label], peer, SAME | more))
-    if only:
-        jobs = [job for job in jobs if job[1] in only]
+        rows[label] = Row(contestant["contestant"], {**EQUAL_SETTINGS, **contestant["settings"]})
+    return rows
 
-    with tqdm(total=len(jobs) * len(SEEDS), unit="run", file=sys.stdout) as bar:
-        for seed in SEEDS:
-            loads.append(os.getloadavg()[0])
-            for entry, peer, what in jobs:
-                bar.set_postfix_str(peer)
-                if not any("error" in run or sum(run["epoch"]) > SLOW for run in entry["runs"]):
-                    entry["runs"].append(train(peer, what | {"seed": seed}, files[seed]))
-                bar.update()
-    for entry in [*to_goal.values(), *equal.values()]:
-        summarise(entry)
+
+def race(part: str, only: list[str]) -> None:
+    """Run every contestant in every round, and print both tables.
+
+    Args:
+        part: "both" tables, that to the "goal", or that at "equal" settings.
+        only: Labels or contestants to run alone; empty means all. Only a whole race is recorded.
+    """
+    units = bfloat16_units()
+    to_goal = {}
+    equal = {}
+    if part in ("both", "goal"):
+        to_goal = rows_to_goal(select(CONTESTANTS, only), units)
+    if part in ("both", "equal"):
+        equal = rows_at_equal_settings(select(EQUAL, only), units)
+    rows = [*to_goal.values(), *equal.values()]
+
+    # The race itself keeps all cores busy, so only what was there before it tells.
+    load_average = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_splits(SEEDS, folder)
+        with tqdm(total=len(rows) * len(SEEDS), unit="run", file=sys.stdout) as bar:
+            for seed in SEEDS:
+                for row in rows:
+                    bar.set_postfix_str(row.contestant)
+                    row.run(seed, files[seed])
+                    bar.update()
+
     record = {
         "command": "make bench",
         "goal": GOAL,
         "rounds": len(SEEDS),
-        # The benchmark itself keeps all cores busy, so only what was there before it tells.
-        "load_average_before": round(loads[0], 2),
-        "on_a_machine_under_load": loads[0] > 0.5 * os.cpu_count(),
-        "time_to_goal": to_goal,
-        "equal_settings": equal,
+        "load_average_before": round(load_average, 2),
+        "on_a_machine_under_load": load_average > 0.5 * os.cpu_count(),
+        "time_to_goal": {label: row.summary() for label, row in to_goal.items()},
+        "equal_settings": {label: row.summary() for label, row in equal.items()},
         "machine": machine(),
     }
-    if not only:  # one record for each kind of processor, the newest first
-        others = json.loads(RECORD.read_bytes()) if RECORD.exists() else {}
-        write_json(
-            RECORD,
-            {units: record} | {k: v for k, v in others.items() if k != units},
-        )
+    if part == "both" and not only:
+        write_record(units, record)
     print(table(record))
 
 
-def summarise(entry: dict) -> None:
-    """Add the medians over the runs to a peer's entry."""
-    runs = [run for run in entry["runs"] if "error" not in run]
-    if len(runs) < len(entry["runs"]) or not runs:
-        entry["error"] = next((r["error"] for r in entry["runs"] if "error" in r), "did not run")
-        return
-    seconds = [run["load"] + sum(run["epoch"]) for run in runs]
-    steady = [median(run["epoch"][1:]) for run in runs]
-    accuracy = [run["test_accuracy"] for run in runs]
-    entry |= {
-        "seconds": median(seconds),
-        "spread": (max(seconds) - min(seconds)) / median(seconds),
-        "import_seconds": median(run["import"] for run in runs),
-        "load_seconds": median(run["load"] for run in runs),
-        "first_epoch_extra_seconds": median(
-            run["epoch"][0] - s for run, s in zip(runs, steady, strict=True)
-        ),
-        "epoch_seconds": median(steady),
-        "images_per_second": 55_000 / median(steady),
-        "test_accuracy_mean": mean(accuracy),
-        "test_accuracy_stdev": stdev(accuracy) if len(accuracy) > 1 else 0.0,
-    }
+def write_record(units: str, record: dict) -> None:
+    """Write the record, one for each kind of processor, the newest first."""
+    records = {units: record}
+    if RECORD.exists():
+        for other_units, other_record in json.loads(RECORD.read_bytes()).items():
+            records.setdefault(other_units, other_record)
+    write_json(RECORD, records)
 
 
 def table(record: dict) -> str:
-    """Return both tables as Markdown."""
-    goal, same = record["time_to_goal"], record["equal_settings"]
-    ours = next(iter(goal.values())).get("seconds", float("nan"))
-    lines = [
-        f"| to {record['goal']:.2%} | seconds | times ours | first epoch extra | epochs "
-        "| test accuracy |",
-        "|---|---|---|---|---|---|",
-    ]
-    for label, entry in goal.items():
-        if "error" in entry:
-            lines.append(f"| {label} | {entry['error']} | | | | |")
-            continue
-        spread = f" ± {100 * entry['test_accuracy_stdev']:.2f}" if len(entry["runs"]) > 1 else ""
-        missed = "" if entry["test_accuracy_mean"] >= record["goal"] else " (missed)"
-        least = "" if entry["cleared"] else "at least "
-        lines.append(
-            f"| {label} | {least}{entry['seconds']:.1f} | {least}{entry['seconds'] / ours:.1f} "
-            f"| {max(0, entry['first_epoch_extra_seconds']):.1f} | {entry['settings']['epochs']} "
-            f"| {entry['test_accuracy_mean']:.2%}{spread}{missed} |"
-        )
-    lines += ["", "| equal settings | images a second |", "|---|---|"]
-    for label, entry in sorted(same.items(), key=lambda item: item[1].get("epoch_seconds", 1e9)):
-        if "error" in entry:
-            lines.append(f"| {label} | {entry['error']} |")
-        else:
-            lines.append(f"| {label} | {entry['images_per_second']:,.0f} |")
+    """Return both tables as Markdown, and whether the machine was under load."""
+    lines = []
+    if record["time_to_goal"]:
+        lines += goal_table(record["time_to_goal"], record["goal"])
+        lines.append("")
+    if record["equal_settings"]:
+        lines += equal_table(record["equal_settings"])
     if record["on_a_machine_under_load"]:
         load = record["load_average_before"]
         lines += ["", f"The machine was under load (load average {load}) before it began."]
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("bench", "tune"), default="bench")
+def goal_table(rows: dict[str, dict], goal: float) -> list[str]:
+    """Return the lines of the first table."""
+    lines = [
+        f"| to {goal:.2%} | seconds | times ours | first epoch extra | epochs | test accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    our_seconds = rows.get(FAST, {}).get("seconds", float("nan"))
+    for label, row in rows.items():
+        if "error" in row:
+            lines.append(f"| {label} | {row['error']} | | | | |")
+            continue
+
+        at_least = "" if row["cleared"] else "at least "
+        accuracy = f"{row['test_accuracy_mean']:.2%}"
+        if row["rounds"] > 1:
+            accuracy += f" ± {100 * row['test_accuracy_stdev']:.2f}"
+        if row["test_accuracy_mean"] < goal:
+            accuracy += " (missed)"
+        lines.append(
+            f"| {label} | {at_least}{row['seconds']:.1f} "
+            f"| {at_least}{row['seconds'] / our_seconds:.1f} "
+            f"| {max(0, row['first_epoch_extra_seconds']):.1f} | {row['settings']['epochs']} "
+            f"| {accuracy} |"
+        )
+    return lines
+
+
+def equal_table(rows: dict[str, dict]) -> list[str]:
+    """Return the lines of the second table, the fastest row first."""
+    lines = ["| equal settings | images a second |", "|---|---|"]
+    for label, row in sorted(rows.items(), key=lambda item: -item[1].get("images_per_second", 0)):
+        if "error" in row:
+            lines.append(f"| {label} | {row['error']} |")
+        else:
+            lines.append(f"| {label} | {row['images_per_second']:,.0f} |")
+    return lines
+
+
+def main() -> None:
+    """Read the command line."""
+    names = {*CONTESTANTS, *EQUAL}
+    for row in (*CONTESTANTS.values(), *EQUAL.values()):
+        names.add(row["contestant"])
+
+    parser = argparse.ArgumentParser(description="Time how long each library takes to 98.21%.")
     parser.add_argument(
-        "--only", nargs="*", default=[], help="names of baselines.PEERS to run alone, unrecorded"
+        "part",
+        nargs="?",
+        choices=("both", "goal", "equal", "tune"),
+        default="both",
+        help="the tables to measure, or tune: choose the settings",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=[],
+        choices=sorted(names),
+        help="labels or contestants to run alone, which is recorded by tune only",
     )
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.what == "tune":
-            tune(folder, arguments.only)
-        else:
-            bench(folder, arguments.only)
+
+    if arguments.part == "tune":
+        tune(arguments.only)
+    else:
+        race(arguments.part, arguments.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,173 +1,167 @@
-"""Profile of an epoch of the default recipe, plain and augmented, compared with its floor.
+"""Profile an epoch of the default recipe and compare it with its floor.
 
-`make profile`, a minute; writes `benchmarks/speed/epoch_profile.json`. Measured in float32, and in
-bfloat16 where the processor has units for it. The floor is the time of an epoch's matrix products
-at the rate of one large product of the same precision, measured in the same process: nothing that
-computes the same can be faster.
+`make profile` needs about a minute and writes `benchmarks/speed/epoch_profile.json`. It measures
+in float32, and in bfloat16 where the processor has units for it. The floor is the time of an
+epoch's matrix products at the rate of one large product.
 """
 
-import subprocess
-import sys
+import os
 import time
-from functools import wraps
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+import pandas
 import torch
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
-from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit, load
-from mnist_mlp import recipe as recipes
-from mnist_mlp.optim import backprop
-from mnist_mlp.optim.hardware import bfloat16_units, float32_products
-from mnist_mlp.recipe import History
-from mnist_mlp.storage.files import write_json
+from mnist_mlp import EnhancedNet, Recipe, Splits, evaluate, fit, load
+from mnist_mlp.augment import random_warp
+from mnist_mlp.data import batches, epoch_generator
+from mnist_mlp.files import write_json
+from mnist_mlp.optim import bfloat16_units, float32_products, multiplies_bfloat16
+from mnist_mlp.train import default_optimizer, resolve_precision, update_average
 
 RECORD = Path(__file__).with_suffix(".json")
-EPOCHS = 5
-# Timed by hand: in a loop as tight as this torch.profiler's page faults double what it looks at.
-PARTS = {
-    "batch": (ImageDataset, "__getitems__"),
-    "warp": (recipes, "random_warp"),
-    "forward": (backprop.Step, "forward"),
-    "loss": (backprop, "cross_entropy"),
-    "backward": (backprop.Step, "backward"),
-    "optimizer": (backprop.Step, "update"),
-    "ema": (backprop.Step, "average"),
-}
+ROUNDS = 3
+EPOCHS = 5  # of each training in a round
+REPEATS = 100  # of each part of a step
 
 
-def product_seconds(a: torch.Tensor, b: torch.Tensor, repeats: int = 30) -> float:
-    """Return the median seconds of a matrix product."""
+def median_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Return the median seconds of a call."""
     seconds = []
-    with float32_products():
-        for _ in range(repeats):
-            start = time.perf_counter()
-            a @ b
-            seconds.append(time.perf_counter() - start)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
     return median(seconds)
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Return the floating-point operations per second of a square product."""
-    a, b = torch.randn(2, size, size).to(dtype)
-    return 2 * size**3 / product_seconds(a, b)
-
-
-def products_of_an_epoch(
-    model: EnhancedNet, train: int, dtype: torch.dtype, batch_size: int = 512
-) -> float:
-    """Return the seconds of an epoch's matrix products alone, each of the size that it has."""
-    total = 0.0
-    for i, weight in enumerate(p.detach().to(dtype) for p in model.parameters() if p.ndim == 2):
-        x, gradient = (torch.randn(batch_size, n).to(dtype) for n in weight.shape[::-1])
-        total += product_seconds(x, weight.T) + product_seconds(gradient.T, x)
-        total += product_seconds(gradient, weight) if i else 0.0
-    return total * train / batch_size
+    """Return the operations per second of a large square product, by torch's fastest library."""
+    a = torch.randn(size, size).to(dtype)
+    b = torch.randn(size, size).to(dtype)
+    with float32_products():
+        return 2 * size**3 / median_seconds(lambda: a @ b, repeats=10)
 
 
 def epoch_operations(model: EnhancedNet, train: int, validation: int) -> float:
     """Return the floating-point operations of an epoch's matrix products.
 
-    Each weight costs a multiplication and an addition per image: once forward, once for its own
-    gradient, once for the gradient of its input, which the first layer does not need.
+    Each weight costs a multiplication and an addition per image: in the forward pass, for its own
+    gradient, and for the gradient of its input, which the first layer does not need.
+    `train` and `validation` are numbers of images.
     """
     weights = [p.numel() for p in model.parameters() if p.ndim == 2]
-    return 2 * train * (3 * sum(weights) - weights[0]) + 2 * validation * sum(weights)
+    training = 3 * sum(weights) - weights[0]
+    return 2 * train * training + 2 * validation * sum(weights)
 
 
-def start_up() -> float:
-    """Return the seconds that a fresh process takes to load MNIST, once torch is imported."""
-    code = """
-import time, torch
-start = time.perf_counter()
-from mnist_mlp import EnhancedNet, evaluate, fit, load
-load("mnist")
-print(time.perf_counter() - start)
-"""
-    command = [sys.executable, "-c", code]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def timed(owner, attribute: str, part: str, parts: dict[str, float]) -> None:
-    """Replace a function by one that adds its seconds to a part's, and to no enclosing part's."""
-    function = getattr(owner, attribute)
-
-    @wraps(function)
-    def wrapper(*args, **kwargs):
-        inner, start = sum(parts.values()), time.perf_counter()
-        result = function(*args, **kwargs)
-        parts[part] += time.perf_counter() - start - (sum(parts.values()) - inner)
-        return result
-
-    setattr(owner, attribute, wrapper)
-
-
-def run(splits, augment_strength: float, **more) -> History:
-    """Train a fresh network for some epochs."""
+def epoch_seconds(splits: Splits, precision: str, augment_strength: float) -> list[float]:
+    """Return the seconds of each epoch of a short training."""
     torch.manual_seed(0)
-    recipe = Recipe(epochs=EPOCHS, augment_strength=augment_strength, **more)
-    return fit(EnhancedNet(), splits.train, splits.validation, recipe, progress=False)
+    recipe = Recipe(epochs=EPOCHS, precision=precision, augment_strength=augment_strength)
+    history = fit(EnhancedNet(), splits.train, splits.validation, recipe, progress=False)
+    return [epoch["seconds"] for epoch in history.epochs]
 
 
-def measure() -> dict:
-    """Return the seconds of an epoch and of its parts, plain and augmented."""
-    splits = load("mnist")
+def part_seconds(splits: Splits, precision: str) -> dict[str, float]:
+    """Return the seconds per epoch of each part of the loop, timed alone."""
+    recipe = Recipe()
+    steps = len(splits.train) / recipe.batch_size
+    generator = epoch_generator(recipe.seed, 1)
+    images, labels, _ = splits.train.get_batch(torch.arange(recipe.batch_size))
+    squares = images.view(-1, 28, 28)
+
+    torch.manual_seed(0)
     model = EnhancedNet()
-    operations = epoch_operations(model, len(splits.train), len(splits.validation))
-    used = Recipe().asdict()["precision"]
-    run(splits, 1.0)  # warm up
-    start = time.perf_counter()
-    for _ in range(20):
-        evaluate(model, splits.test)
-    result: dict = {
-        "precision": used,
+    make_optimizer = default_optimizer(recipe, precision)
+    optimizer = make_optimizer(model.parameters(), lr=1e-5, weight_decay=recipe.weight_decay)
+    average = AveragedModel(model, multi_avg_fn=partial(update_average, decay=recipe.ema_decay))
+
+    def fetch_batches() -> None:
+        for _ in batches(splits.train, recipe.batch_size, generator):
+            pass
+
+    def forward_and_loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels)
+
+    loss = forward_and_loss()
+
+    def backward() -> None:
+        optimizer.zero_grad()
+        loss.backward(retain_graph=True)
+
+    backward()  # so that the optimizer has gradients
+
+    # The backward pass comes before the optimizer changes the weights of its graph.
+    step_functions = {
+        "warp": lambda: random_warp(squares, generator),
+        "forward_and_loss": forward_and_loss,
+        "backward": backward,
+        "optimizer": optimizer.step,
+        "ema": lambda: average.update_parameters(model),
+    }
+    parts = {"batch": median_seconds(fetch_batches, repeats=5)}
+    for name, function in step_functions.items():
+        parts[name] = steps * median_seconds(function, REPEATS)
+    parts["validation"] = median_seconds(lambda: evaluate(model, splits.validation), repeats=5)
+    return parts
+
+
+def profile(splits: Splits, precision: str) -> dict:
+    """Return the record of a precision: the epoch, plain and augmented, its floor, its parts."""
+    epoch_seconds(splits, precision, augment_strength=1.0)  # warm up
+    rates = []
+    plain = []
+    augmented = []
+    for _ in range(ROUNDS):
+        rates.append(product_rate(getattr(torch, precision)))
+        plain += epoch_seconds(splits, precision, augment_strength=0.0)
+        augmented += epoch_seconds(splits, precision, augment_strength=1.0)
+
+    operations = epoch_operations(EnhancedNet(), len(splits.train), len(splits.validation))
+    floor = operations / median(rates)
+    parts = part_seconds(splits, precision)
+    plain_parts = sum(seconds for name, seconds in parts.items() if name != "warp")
+    parts["rest"] = median(plain) - plain_parts
+    return {
+        "product_rate_gflops": median(rates) / 1e9,
+        "floor_seconds": floor,
+        "plain_seconds": median(plain),
+        "plain_over_floor": median(plain) / floor,
+        "augmented_seconds": median(augmented),
+        "parts": parts,
+    }
+
+
+def main() -> None:
+    """Measure everything and write the record."""
+    record = {
+        "command": "make profile",
+        "load_average_before": os.getloadavg()[0],
+        "precision": resolve_precision("auto", "cpu"),
         "bfloat16_units": bfloat16_units(),
         "threads": torch.get_num_threads(),
-        "evaluation_of_10000_seconds": (time.perf_counter() - start) / 20,
-        "import_and_load_seconds": median(start_up() for _ in range(5)),
+        "torch": str(torch.__version__),
     }
-    for precision in sorted({"float32", used}):
-        dtype, rates, seconds = getattr(torch, precision), [], {"plain": [], "augmented": []}
-        for _ in range(3):
-            rates.append(product_rate(dtype))
-            for kind, augment in ("plain", 0.0), ("augmented", 1.0):
-                history = run(splits, augment, precision=precision)
-                seconds[kind] += [epoch["seconds"] for epoch in history.epochs]
-        floor = operations / median(rates)
-        found: dict = {
-            "product_rate_gflops": median(rates) / 1e9,
-            "floor_seconds": floor,
-            "products_of_an_epoch_seconds": products_of_an_epoch(model, len(splits.train), dtype),
-        }
-        for kind, of_kind in seconds.items():
-            found[f"{kind}_seconds"] = median(of_kind)
-            found[f"{kind}_over_floor"] = median(of_kind) / floor
-        for batch_size in 256, 1024, 2048:
-            epochs = run(splits, 0.0, batch_size=batch_size, precision=precision).epochs
-            found[f"plain_seconds_batch_{batch_size}"] = median(e["seconds"] for e in epochs)
-        result[precision] = found
+    splits = load("mnist")
+    precisions = ["float32"]
+    if multiplies_bfloat16("cpu"):
+        precisions.append("bfloat16")
+    for precision in precisions:
+        record[precision] = profile(splits, precision)
+    write_json(RECORD, record)
 
-    parts = dict.fromkeys(PARTS, 0.0)
-    for part, (owner, attribute) in PARTS.items():
-        timed(owner, attribute, part, parts)
-    for kind, augment in ("plain", 0.0), ("augmented", 1.0):
-        parts.update(dict.fromkeys(PARTS, 0.0))
-        wall = sum(epoch["seconds"] for epoch in run(splits, augment).epochs)
-        rest = {"rest": wall - sum(parts.values())}
-        result[f"{kind}_parts"] = {k: round(v / EPOCHS, 4) for k, v in (parts | rest).items()}
-    return result
+    table = pandas.json_normalize([record[precision] for precision in precisions])
+    table.index = precisions
+    print(table.T.round(2))
 
 
 if __name__ == "__main__":
-    record = {"command": "make profile"} | measure()
-    write_json(RECORD, record, indent=2)
-    for kind in "plain", "augmented":
-        print(f"\n{kind} epoch in {record['precision']}, seconds")
-        for name, seconds in record[f"{kind}_parts"].items():
-            print(f"{name:>22}{seconds:10.3f}")
-    for precision in sorted({"float32", record["precision"]}):
-        print(f"\nin {precision}")
-        for name, value in record[precision].items():
-            print(f"{name:>30}{value:10.3f}")
-    for name in "evaluation_of_10000_seconds", "import_and_load_seconds":
-        print(f"{name}: {record[name]:.3f}")
+    main()

@@ -1,30 +1,33 @@
 """Reproducible MNIST classification with a five-layer MLP.
 
-    splits, model = load("mnist"), EnhancedNet()
+    splits = load("mnist")
+    model = EnhancedNet()
     history = fit(model, splits.train, splits.validation, Recipe(epochs=5))
     print(evaluate(model, splits.test).accuracy)
 
-Read the core, the modules beside this file, in this order: `data`, `augment`, `model`, `optim`,
-`recipe`, `evaluation`, `train`, `plots`. Of the subpackages it imports only `storage`.
+Read the modules in this order: `data`, `augment`, `model`, `recipe`, `optim`, `evaluation`,
+`train`, `checkpoint`, `datasets`, `comparison`, `plots`. What goes beyond is in `mnist_lab`.
 """
 
-from importlib import import_module
+from mnist_mlp.checkpoint import load_weights, save_weights
+from mnist_mlp.comparison import compare
+from mnist_mlp.data import ImageDataset, Splits
+from mnist_mlp.datasets import load
+from mnist_mlp.evaluation import evaluate
+from mnist_mlp.model import EnhancedNet
+from mnist_mlp.recipe import History, Recipe
+from mnist_mlp.train import fit
 
-_MODULES = {
-    "EnhancedNet": "model", "ImageDataset": "data", "Recipe": "recipe", "Splits": "data",
-    "compare": "research.comparison", "evaluate": "evaluation", "fit": "train",
-    "load": "datasets", "load_weights": "storage.weights", "save_weights": "storage.weights",
-}  # fmt: skip
-
-__all__ = list(_MODULES)
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first used, so that `import mnist_mlp` takes no time."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mnist_mlp' has no attribute {name!r}")
-    return getattr(import_module(f"mnist_mlp.{_MODULES[name]}"), name)
+__all__ = [
+    "EnhancedNet",
+    "History",
+    "ImageDataset",
+    "Recipe",
+    "Splits",
+    "compare",
+    "evaluate",
+    "fit",
+    "load",
+    "load_weights",
+    "save_weights",
+]

@@ -1,134 +1,188 @@
 """Data sets in memory, the stratified split, and batches in a reproducible order."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images' pixels, on the scale from 0 to 1
+# Of the pixels of MNIST's 60,000 training images, on the scale from 0 to 1. Everything that this
+# package trains, evaluates, reads and exports is normalised by these two numbers.
+MEAN = 0.1307
+STD = 0.3081
+
+# A batch: the images, the labels, and the teacher logits or None.
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+# A function of images, float32 of shape (N, 28, 28) from 0 to 1, and of a generator. It returns as
+# many images of the same kind.
+Augmentation = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """Return uint8 images as the networks take them: float32 of the same shape."""
+    return images.float().div_(255).sub_(MEAN).div_(STD)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Dataset):
     """Images and labels in two tensors, preprocessed one batch at a time.
 
-    `images`: uint8 of shape (N, 28, 28), 0 is background, 255 is ink. `labels`: int64 of shape
-    (N,), from 0 to `len(classes) - 1`. `teacher_logits`: None, or float of shape (N, classes), for
-    distillation. Raises ValueError if these do not fit together.
+    Attributes:
+        images: uint8 of shape (N, 28, 28); 0 is background, 255 is ink.
+        labels: int64 of shape (N,), from 0 to `len(classes) - 1`.
+        classes: The name of each class.
+        teacher_logits: None, or float of shape (N, classes), for distillation.
+
+    Raises:
+        ValueError: These do not fit together.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...] = tuple("0123456789")
-    mean: float = MEAN
-    std: float = STD
     teacher_logits: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.shape[1:] != (28, 28):
-            found = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
-            raise ValueError(f"images must be torch.uint8 of shape (N, 28, 28), found {found}.")
+            raise ValueError(
+                "images must be torch.uint8 of shape (N, 28, 28), "
+                f"found {self.images.dtype} of shape {tuple(self.images.shape)}."
+            )
+
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            expected = f"torch.int64 of shape ({len(self.images)},), one for each image"
-            raise ValueError(f"labels must be {expected}, found {found}.")
-        if not len(self):
+            raise ValueError(
+                f"labels must be torch.int64 of shape ({len(self.images)},), one for each image, "
+                f"found {self.labels.dtype} of shape {tuple(self.labels.shape)}."
+            )
+
+        if len(self) == 0:
             raise ValueError("a data set must hold at least one image, found none.")
-        if not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            found = f"{int(self.labels.min())} to {int(self.labels.max())}"
-            raise ValueError(f"labels must lie in 0 to {len(self.classes) - 1}, found {found}.")
-        shape = (len(self), len(self.classes))
-        if self.teacher_logits is not None and self.teacher_logits.shape != shape:
-            found = f"found {tuple(self.teacher_logits.shape)}"
-            raise ValueError(f"teacher_logits must have the shape {shape}, {found}.")
+
+        lowest = int(self.labels.min())
+        highest = int(self.labels.max())
+        if lowest < 0 or highest >= len(self.classes):
+            raise ValueError(
+                f"labels must lie in 0 to {len(self.classes) - 1}, found {lowest} to {highest}."
+            )
+
+        expected_shape = (len(self), len(self.classes))
+        if self.teacher_logits is not None and self.teacher_logits.shape != expected_shape:
+            raise ValueError(
+                f"teacher_logits must have the shape {expected_shape}, "
+                f"found {tuple(self.teacher_logits.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return one preprocessed image, float32 of shape (784,), and its label."""
-        images, labels, *_ = self.__getitems__([index])
+        images, labels, _ = self.get_batch(torch.tensor([index]))
         return images[0], int(labels[0])
 
-    def __getitems__(
+    def get_batch(
         self,
-        indices: Sequence[int] | torch.Tensor,
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        """Return a preprocessed batch: float32 of shape (N, 784) and int64 of shape (N,).
+        indices: torch.Tensor,
+        augment: Augmentation | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """Return the preprocessed images of these indices, their labels, and teacher logits.
 
-        `teacher_logits`, if there are any, are the third element, float32 of shape (N, classes).
-        The images are bit for bit those of torchvision's `ToTensor`, `Normalize((mean,), (std,))`
-        and `flatten`, computed for the whole batch at once.
+        The images are bit for bit those of torchvision's `ToTensor`, `Normalize` and `flatten`,
+        computed for the whole batch at once.
+
+        Args:
+            indices: int64 of shape (N,).
+            augment: If given, `augment(images, generator)` is called before the images are
+                normalised, with float32 images of shape (N, 28, 28) from 0 to 1.
+            generator: The source of the augmentation's random numbers.
+
+        Returns:
+            float32 of shape (N, 784), int64 of shape (N,), and None or float32 (N, classes).
         """
-        indices = torch.as_tensor(indices, device=self.images.device)
+        indices = indices.to(self.images.device)
+
         # index_select copies whole images, ten times as fast as indexing with [].
         images = self.images.index_select(0, indices).float().div_(255)
         if augment is not None:
-            images = augment(images)
-        images = images.sub_(self.mean).div_(self.std)
-        batch = images.flatten(1), self.labels.index_select(0, indices)
+            images = augment(images, generator)
+        images = images.sub(MEAN).div_(STD).flatten(1)
+
+        labels = self.labels.index_select(0, indices)
         if self.teacher_logits is None:
-            return batch
-        return *batch, self.teacher_logits.index_select(0, indices).float()
+            return images, labels, None
+        return images, labels, self.teacher_logits.index_select(0, indices).float()
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set on a device, for example "cuda"."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self._apply_to_tensors(lambda tensor: tensor.to(device))
 
     def subset(self, indices: torch.Tensor) -> "ImageDataset":
         """Return the data set of these images alone."""
-        return self._map(lambda tensor: tensor[indices])
+        return self._apply_to_tensors(lambda tensor: tensor[indices])
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "ImageDataset":
-        logits = None if self.teacher_logits is None else function(self.teacher_logits)
-        images, labels = function(self.images), function(self.labels)
-        return replace(self, images=images, labels=labels, teacher_logits=logits)
+    def _apply_to_tensors(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "ImageDataset":
+        teacher_logits = None
+        if self.teacher_logits is not None:
+            teacher_logits = function(self.teacher_logits)
+        return ImageDataset(
+            function(self.images), function(self.labels), self.classes, teacher_logits
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """The three parts of a data set: fit on `train`, choose on `validation`, read `test` once.
 
-    `note` is empty, or says why this is not the data set that was asked for.
+    `warning` is empty, or says why this is not the data set that was asked for.
     """
 
     name: str
     train: ImageDataset
     validation: ImageDataset
     test: ImageDataset
-    note: str = ""
-
-    def train_and_validation(self) -> ImageDataset:
-        """Return both parts as one, for a last training after all choices are made."""
-        images, labels = (
-            torch.cat([getattr(part, name) for part in (self.train, self.validation)])
-            for name in ("images", "labels")
-        )
-        return replace(self.train, images=images, labels=labels)
+    warning: str = ""
 
 
-def loader(
+def concatenate(first: ImageDataset, second: ImageDataset) -> ImageDataset:
+    """Return both data sets as one.
+
+    For example `concatenate(splits.train, splits.validation)`, for a last training after all
+    choices are made.
+    """
+    images = torch.cat([first.images, second.images])
+    labels = torch.cat([first.labels, second.labels])
+    return ImageDataset(images, labels, first.classes)
+
+
+def batches(
     dataset: ImageDataset,
     batch_size: int = 1024,
     generator: torch.Generator | None = None,
-    augment: Callable[..., torch.Tensor] | None = None,
-    skip: int = 0,
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Return the batches of all images but the first `skip`; the last one may be short.
+    augment: Augmentation | None = None,
+) -> Iterator[Batch]:
+    """Yield batches of all images; the last one may be short.
 
-    The images come in file order without a `generator`. With one, they come in a random order
-    drawn from it, and each batch goes through `augment(images, generator)` if that is given.
+    Args:
+        dataset: Where the images come from.
+        batch_size: The number of images in a batch.
+        generator: Without one, the images come in file order. With one, they come in a random
+            order that is drawn from it.
+        augment: If given, each batch goes through `augment(images, generator)`.
+
+    Yields:
+        As `ImageDataset.get_batch`: images, labels, and teacher logits or None.
     """
-    n = len(dataset)
-    order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    change = augment and partial(augment, generator=generator)
-    batches = order.to(dataset.images.device).split(batch_size)[skip:]
-    return (dataset.__getitems__(indices, change) for indices in batches)
+    if generator is None:
+        order = torch.arange(len(dataset))
+    else:
+        order = torch.randperm(len(dataset), generator=generator)
+
+    for indices in order.split(batch_size):
+        yield dataset.get_batch(indices, augment, generator)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -138,46 +192,63 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def stratified_split(
-    labels: torch.Tensor, every: int, seed: int
+    labels: torch.Tensor, holdout_fraction: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the indices that stay and the 1 in `every` that are held out, both ascending.
+    """Return the indices that stay and those that are held out, both ascending.
 
-    Systematic sampling: shuffle, sort by label, take every `every`-th. Each class keeps its
+    Systematic sampling: shuffle, sort by label, hold out every so-many-th. Each class keeps its
     proportion, within one image.
+
+    Args:
+        labels: int64 of shape (N,).
+        holdout_fraction: One divided by a whole number, for example 1 / 12.
+        seed: The seed of the shuffle.
     """
+    step = round(1 / holdout_fraction)
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
+
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[by_class[::every]] = True
+    held_out[by_class[::step]] = True
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
 
 
-def check_dataset(name: str, part) -> None:
+def centre(digit: torch.Tensor) -> torch.Tensor:
+    """Return a digit of any size, placed like MNIST's, uint8 of shape (28, 28).
+
+    The bounding box of the ink is scaled to fit 20x20 and placed so that the centre of mass is
+    the middle of 28x28.
+
+    Args:
+        digit: float of shape (H, W), from 0 (background) to 1 (ink).
+
+    Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
+    """
+    rows, columns = (digit > 0).nonzero().T
+    box = digit[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    size = [max(1, round(20 * side / max(box.shape))) for side in box.shape]
+    small = F.interpolate(box[None, None], size, mode="bilinear", antialias=True)[0, 0]
+
+    corner = []
+    for axis, side in enumerate(size):
+        mass = small.sum(1 - axis)
+        centre_of_mass = float((mass * torch.arange(side)).sum() / mass.sum())
+        corner.append(min(max(round(13.5 - centre_of_mass), 0), 28 - side))
+
+    top, left = corner
+    height, width = size
+    image = torch.zeros(28, 28)
+    image[top : top + height, left : left + width] = small
+    return (image * 255).round().to(torch.uint8)
+
+
+def check_dataset(name: str, dataset) -> None:
     """Raise TypeError if the argument of this name is not an ImageDataset."""
-    if not isinstance(part, ImageDataset):
-        hint = " Use its train, validation or test." if isinstance(part, Splits) else ""
-        found = f"found {type(part).__name__}.{hint}"
-        raise TypeError(f"{name} must be an ImageDataset(images, labels), {found}")
-
-
-def check_datasets(
-    train: ImageDataset | Sequence[ImageDataset], validation: ImageDataset, batch_size: int
-) -> list[ImageDataset]:
-    """Return the training sets as a list; TypeError or ValueError if they cannot be used."""
-    train_sets: list = list(train) if isinstance(train, (list, tuple)) else [train]
-    for name, part in [("validation", validation), *(("train", part) for part in train_sets)]:
-        check_dataset(name, part)
-        if part.classes != validation.classes:
-            found, expected = (" ".join(p.classes) for p in (part, validation))
-            raise ValueError(f"train has the classes {found}, validation {expected}: not the same.")
-        if (part.mean, part.std) != (validation.mean, validation.std):
-            found, expected = (f"mean {p.mean}, std {p.std}" for p in (part, validation))
-            raise ValueError(
-                f"train is normalised by {found}, validation by {expected}: not the same."
-            )
-    if not train_sets:
-        raise ValueError("train must be at least one ImageDataset, found an empty list.")
-    if (smallest := min(map(len, train_sets))) < batch_size:
-        found = f"batch_size is {batch_size}, but there are only {smallest} training images"
-        warnings.warn(f"{found}: an epoch is one step.", stacklevel=3)
-    return train_sets
+    if isinstance(dataset, Splits):
+        raise TypeError(
+            f"{name} must be an ImageDataset, found Splits. Use its train, validation or test."
+        )
+    if not isinstance(dataset, ImageDataset):
+        raise TypeError(
+            f"{name} must be an ImageDataset(images, labels), found {type(dataset).__name__}."
+        )

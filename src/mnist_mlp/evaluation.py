@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mnist_mlp.data import ImageDataset, check_dataset, loader
-from mnist_mlp.optim.hardware import float32_products
+from mnist_mlp.data import ImageDataset, batches, check_dataset
+from mnist_mlp.optim import float32_products
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -24,9 +24,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's logits on a data set beside the true labels, and the metrics derived from them.
+    """A model's logits on a data set, the true labels, and the metrics derived from them.
 
-    `logits`: float32 of shape (N, C). `labels`: int64 of shape (N,). `classes`: C names.
+    Attributes:
+        logits: float32 of shape (N, C).
+        labels: int64 of shape (N,).
+        classes: C names.
     """
 
     logits: torch.Tensor
@@ -79,9 +82,14 @@ class Evaluation:
         """Return precision, recall and F1 of each class as a text table."""
         from sklearn.metrics import classification_report
 
-        ids, style = range(len(self.classes)), {"digits": 4, "zero_division": 0}
-        labels = {"labels": ids, "target_names": self.classes}
-        return classification_report(self.labels, self.predicted, **labels, **style)
+        return classification_report(
+            self.labels,
+            self.predicted,
+            labels=range(len(self.classes)),
+            target_names=self.classes,
+            digits=4,
+            zero_division=0,
+        )
 
     def misclassified(self) -> torch.Tensor:
         """Return the indices of the wrongly classified images, the most confident first."""
@@ -91,39 +99,54 @@ class Evaluation:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, on the device of the model; restore it afterwards."""
-    modes = {module: module.training for module in model.modules()}
+def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
+    """Put the model into evaluation mode without gradients; afterwards restore each module's mode.
+
+    Yields the device of the model.
+    """
+    training_modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
+
     try:
         with float32_products(), torch.inference_mode():
-            yield next((p.device for p in model.parameters()), torch.device("cpu"))
+            yield device
     finally:
-        for module, training in modes.items():
+        for module, training in training_modes.items():
             module.training = training
 
 
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """Return the model's evaluation on every image of the data set, in order, unaugmented.
 
-    Runs in evaluation mode and restores each module's mode afterwards. Raises TypeError if the data
-    set is not an ImageDataset.
+    The model is evaluated in evaluation mode; each module's mode is restored afterwards.
+
+    Raises:
+        TypeError: The data set is not an ImageDataset.
     """
     check_dataset("dataset", dataset)
-    with _evaluation_mode(model) as device:
-        logits = torch.cat([model(images.to(device)).float() for images, *_ in loader(dataset)])
-    return Evaluation(logits.cpu(), dataset.labels.cpu(), dataset.classes)
+
+    logits = []
+    with evaluation_mode(model) as device:
+        for images, _, _ in batches(dataset):
+            logits.append(model(images.to(device)).float())
+
+    return Evaluation(torch.cat(logits).cpu(), dataset.labels.cpu(), dataset.classes)
 
 
 def check_model(model: nn.Module, dataset: ImageDataset) -> None:
     """Raise TypeError or ValueError if the model cannot classify the images of the data set."""
+    if isinstance(model, type):
+        raise TypeError(
+            f"model must be a network, found the class {model.__name__}: "
+            f"did you mean {model.__name__}()?"
+        )
     if not isinstance(model, nn.Module):
-        name = getattr(model, "__name__", type(model).__name__)
-        hint = f"the class {name}: did you mean {name}()?" if isinstance(model, type) else name
-        raise TypeError(f"model must be a network, found {hint}")
+        raise TypeError(f"model must be a network, found {type(model).__name__}.")
+
     images = dataset.images[:2].flatten(1).float()
     try:
-        with _evaluation_mode(model):
+        with evaluation_mode(model):
             logits = model(images)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
@@ -131,9 +154,9 @@ def check_model(model: nn.Module, dataset: ImageDataset) -> None:
             f"the model must take images of shape {tuple(images.shape)}. If it needs squares, "
             f"begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
         ) from error
+
     expected = f"the model must return logits of shape (N, {len(dataset.classes)})"
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"{expected}, a tensor, found a {type(logits).__name__}.")
     if logits.shape[1:] != (len(dataset.classes),):
-        found = ", ".join(map(str, logits.shape[1:]))
-        raise ValueError(f"{expected}, one per class, found (N, {found}).")
+        raise ValueError(f"{expected}, one per class, found the shape {tuple(logits.shape)}.")

@@ -1,5 +1,6 @@
 """One function per figure: it takes data, draws on `ax` or a new figure and returns the axes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from mnist_mlp.evaluation import Evaluation
 from mnist_mlp.recipe import History
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREY = "#999999"
 
 
 def use_style() -> None:
@@ -22,22 +25,28 @@ def use_style() -> None:
 
 def new_axes(width: float, height: float) -> Axes:
     """Return the axes of a new figure, sized in inches."""
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    return ax
 
 
 def sample_grid(
     images: torch.Tensor, captions: Sequence[str], columns: int = 10, ax: Axes | None = None
 ) -> Axes:
-    """Draw images in rows, each under its caption. `images`: of shape (N, 28, 28)."""
-    rows = -(-len(images) // columns)
-    lines = 1 + max(caption.count("\n") for caption in captions)
-    pitch = 28 + 3 + 7 * lines  # pixels from one row of images to the next
+    """Draw images, of shape (N, 28, 28), in rows, each under its caption."""
+    rows = math.ceil(len(images) / columns)
+    caption_lines = 1 + max(caption.count("\n") for caption in captions)
+    caption_height = 7 * caption_lines
+    pitch = 28 + 3 + caption_height  # pixels from one row of images to the next
     ax = ax or new_axes(columns, rows * pitch / 31)
+
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left, top = (i % columns) * 31, (i // columns) * pitch
+        left = 31 * (i % columns)
+        top = pitch * (i // columns)
         ax.imshow(image.numpy(), cmap="gray_r", extent=(left, left + 28, top + 28, top), vmin=0)
         ax.text(left + 14, top - 1.5, caption, ha="center", va="bottom", fontsize=9)
-    ax.set(xlim=(-1, columns * 31 - 2), ylim=(rows * pitch - 7 * lines - 2, -7 * lines - 2))
+
+    ax.set_xlim(-1, 31 * columns - 2)
+    ax.set_ylim(rows * pitch - caption_height - 2, -caption_height - 2)
     ax.set_axis_off()
     return ax
 
@@ -45,14 +54,25 @@ def sample_grid(
 def class_balance(
     labels: Mapping[str, torch.Tensor], classes: Sequence[str], ax: Axes | None = None
 ) -> Axes:
-    """Draw each class's share of each split. `labels`: name of the split -> int64 of shape (N,)."""
+    """Draw each class's share of each split.
+
+    Args:
+        labels: The labels of each split by its name, int64 of shape (N,).
+        classes: The name of each class.
+        ax: Where to draw.
+    """
     ax = ax or new_axes(9, 3.2)
-    width, tallest = 0.8 / len(labels), 0.0
-    for i, (name, of_split) in enumerate(labels.items()):
-        share = torch.bincount(of_split, minlength=len(classes)) / len(of_split)
-        tallest = max(tallest, float(share.max()))
+    width = 0.8 / len(labels)
+    tallest = 0.0
+
+    for i, (name, labels_of_split) in enumerate(labels.items()):
+        counts = torch.bincount(labels_of_split, minlength=len(classes))
+        shares = counts / len(labels_of_split)
+        tallest = max(tallest, float(shares.max()))
+
         x = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
-        ax.bar(x, share.numpy(), width * 0.92, label=f"{name} ({len(of_split):,})")
+        ax.bar(x, shares.numpy(), width * 0.92, label=f"{name} ({len(labels_of_split):,})")
+
     ax.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1)
     ax.set_xticks(range(len(classes)), classes)
     ax.set(xlabel="class", ylabel="share of the images", ylim=(0, 1.45 * tallest))
@@ -65,27 +85,55 @@ def class_balance(
 def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = None) -> np.ndarray:
     """Draw loss and accuracy per epoch for each run by name, on two axes, the last run on top."""
     if axes is None:
-        axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")[1]
-    for ax, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        _, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    loss_axes, accuracy_axes = axes
+
+    for ax, metric in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
         for i, (name, history) in enumerate(runs.items()):
-            x, colour = range(1, len(history.epochs) + 1), f"C{i % 6}"
-            training, validation = (
-                [record[key] for record in history.epochs]
-                for key in (metric, f"validation_{metric}")
-            )
+            x = range(1, len(history.epochs) + 1)
+            training = [epoch[metric] for epoch in history.epochs]
+            validation = [epoch[f"validation_{metric}"] for epoch in history.epochs]
+            colour = f"C{i % 6}"
             ax.plot(x, training, "--", color=colour, linewidth=1.2)
             ax.plot(x, validation, "-", color=colour, linewidth=2, label=name)
+
         ax.plot([], [], "-", color=GREY, label="validation")
         ax.plot([], [], "--", color=GREY, linewidth=1.2, label="training")
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].set(ylabel="cross-entropy (nats, log scale)", yscale="log")
-    last = [record["accuracy"] for history in runs.values() for record in history.epochs[-1:]]
-    worst = max(0.03, 1 - min(last, default=0))  # the lower half of the axis is for this error
-    axes[1].set(ylabel="accuracy", ylim=(max(0, 1 - 3 * worst), 1.003))
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1))
-    axes[1].legend(loc="lower right", fontsize=9)
+
+    loss_axes.set(ylabel="cross-entropy (nats, log scale)", yscale="log")
+
+    # The lower half of the axis of accuracies is for the largest error at the end of a run.
+    last = [history.epochs[-1]["accuracy"] for history in runs.values() if history.epochs]
+    worst = max(0.03, 1 - min(last, default=0))
+    accuracy_axes.set(ylabel="accuracy", ylim=(max(0, 1 - 3 * worst), 1.003))
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1))
+    accuracy_axes.legend(loc="lower right", fontsize=9)
     return np.asarray(axes)
+
+
+def probabilities(
+    image: torch.Tensor, probability: torch.Tensor, classes: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Draw one image, of shape (28, 28), beside the probability of each class."""
+    ax = ax or new_axes(7.5, 3.2)
+    heights = probability.numpy()
+    tallest = heights.max()
+
+    colours = [ORANGE if height == tallest else BLUE for height in heights]
+    bars = ax.bar(range(len(classes)), heights, color=colours)
+    ax.bar_label(bars, [f"{h:.1%}" if h >= 0.001 else "" for h in heights], fontsize=9)
+
+    ax.set_xticks(range(len(classes)), classes)
+    ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * tallest))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.grid(axis="x", visible=False)
+
+    picture = ax.inset_axes((-0.62, 0.02, 0.45, 0.96))
+    picture.imshow(image.numpy(), cmap="gray_r", vmin=0)
+    picture.set_axis_off()
+    return ax
 
 
 def confusion_matrix(
@@ -93,12 +141,18 @@ def confusion_matrix(
 ) -> Axes:
     """Draw a confusion matrix with the true classes as rows; with `errors_only` no diagonal."""
     ax = ax or new_axes(5.6, 5.4)
-    shown = np.where(np.eye(len(classes), dtype=bool) & errors_only, 0, confusion)
-    ax.imshow(shown, cmap="Oranges" if errors_only else "Blues", vmin=0, vmax=max(1, shown.max()))
+    shown = confusion.copy()
+    colours = "Blues"
+    if errors_only:
+        np.fill_diagonal(shown, 0)
+        colours = "Oranges"
+
+    ax.imshow(shown, cmap=colours, vmin=0, vmax=max(1, shown.max()))
     for row, column in zip(*shown.nonzero(), strict=True):
         count = shown[row, column]
         colour = "white" if count > 0.6 * shown.max() else "black"
         ax.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
+
     ax.set_xticks(range(len(classes)), classes)
     ax.set_yticks(range(len(classes)), classes)
     ax.set(xlabel="predicted", ylabel="true")
@@ -113,14 +167,19 @@ def misclassified_gallery(
 ) -> Axes:
     """Draw the misclassified images, the most confident first: true -> predicted, probability.
 
-    `images`: all images of the evaluation, of shape (N, 28, 28).
+    Args:
+        evaluation: The evaluation of a model.
+        images: All images of the evaluation, of shape (N, 28, 28).
+        count: How many images are drawn at most.
+        ax: Where to draw.
     """
-    worst, names = evaluation.misclassified()[:count], evaluation.classes
-    captions = [
-        f"{names[evaluation.labels[i]]} → {names[evaluation.predicted[i]]}\n"
-        f"{evaluation.probabilities[i].max():.0%}"
-        for i in worst
-    ]
-    if not len(worst):
-        images, worst, captions = torch.zeros(1, 28, 28), torch.tensor([0]), ["no errors"]
+    worst = evaluation.misclassified()[:count]
+    if len(worst) == 0:
+        return sample_grid(torch.zeros(1, 28, 28), ["no errors"], ax=ax)
+
+    captions = []
+    for i in worst:
+        true = evaluation.classes[evaluation.labels[i]]
+        predicted = evaluation.classes[evaluation.predicted[i]]
+        captions.append(f"{true} → {predicted}\n{evaluation.probabilities[i].max():.0%}")
     return sample_grid(images[worst], captions, ax=ax)

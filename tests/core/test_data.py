@@ -1,11 +1,17 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from torchvision import transforms
 
-from mnist_mlp.data import ImageDataset, Splits, epoch_generator, loader, stratified_split
+from mnist_mlp.data import (
+    ImageDataset,
+    batches,
+    centre,
+    concatenate,
+    epoch_generator,
+    normalise,
+    stratified_split,
+)
 from mnist_mlp.datasets import load
 
 
@@ -18,21 +24,23 @@ def torchvision_batch(dataset: ImageDataset) -> torch.Tensor:
 def test_batches_have_the_bits_of_torchvisions_transforms():
     every_byte = torch.arange(784 * 40).remainder(256).to(torch.uint8).view(40, 28, 28)
     dataset = ImageDataset(every_byte, torch.arange(40) % 10)
-    images, labels = next(iter(loader(dataset, batch_size=40)))
+    images, labels, teacher_logits = next(batches(dataset, batch_size=40))
+    assert teacher_logits is None
     assert torch.equal(images, torchvision_batch(dataset))
+    assert torch.equal(images, normalise(every_byte).flatten(1))
     assert torch.equal(labels, dataset.labels)
     assert torch.equal(dataset[7][0], images[7])
     assert dataset[7][1] == 7
 
 
 def test_the_real_images_have_the_bits_of_torchvisions_transforms(mnist):
-    images = torch.cat([images for images, _ in loader(mnist.test)])
+    images = torch.cat([images for images, _, _ in batches(mnist.test)])
     assert torch.equal(images, torchvision_batch(mnist.test))
 
 
 def test_a_plain_dataloader_gives_the_same_images(toy):
     one_by_one = [toy[0][i] for i in range(130)]
-    at_once = list(loader(toy[0], batch_size=64))
+    at_once = list(batches(toy[0], batch_size=64))
     assert torch.equal(
         torch.stack([image for image, _ in one_by_one]), torch.cat([b[0] for b in at_once])
     )
@@ -50,9 +58,10 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_
     train = load("mnist", small_mnist, download=False).train
     orders = {}
     for seed, epoch in [(0, 1), (0, 1), (0, 2), (1, 1)]:
-        batches = list(loader(train, 64, epoch_generator(seed, epoch)))
-        assert [len(labels) for _, labels in batches] == [64] * 10 + [20]
-        images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+        all_batches = list(batches(train, 64, epoch_generator(seed, epoch)))
+        assert [len(labels) for _, labels, _ in all_batches] == [64] * 10 + [20]
+        images = torch.cat([images for images, _, _ in all_batches])
+        labels = torch.cat([labels for _, labels, _ in all_batches])
         first_pixel = (images[:, 0] * 0.3081 + 0.1307) * 255  # holds the label
         assert first_pixel.round().long().tolist() == labels.tolist()
         assert sorted(map(bytes, images.numpy())) == sorted(
@@ -62,23 +71,55 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_an_order_of_seed_and_
     assert len({tuple(order) for order in orders.values()}) == 3
 
 
-@pytest.mark.parametrize("every", [5, 12])
-def test_stratified_split_is_a_stratified_partition(every):
+@pytest.mark.parametrize("step", [5, 12])
+def test_stratified_split_is_a_stratified_partition(step):
     labels = torch.tensor(np.random.default_rng(0).choice(10, 997, p=np.arange(1, 11) / 55))
-    rest, held_out = stratified_split(labels, every, seed=0)
+    rest, held_out = stratified_split(labels, 1 / step, seed=0)
     assert sorted(rest.tolist() + held_out.tolist()) == list(range(997))
-    wanted = torch.bincount(labels) / every
+    wanted = torch.bincount(labels) / step
     assert (torch.bincount(labels[held_out]) - wanted).abs().max() < 1
 
 
-def test_the_last_training_has_all_images_but_the_test_images_with_their_labels(toy):
+def test_concatenate_has_the_images_of_both_with_their_labels(toy):
     train, validation = toy
-    both = Splits("toy", train, validation, validation.subset([0])).train_and_validation()
-    assert len(both) == len(train) + len(validation)
-    for part, start in ((train, 0), (validation, len(train))):
-        assert torch.equal(both.images[start : start + len(part)], part.images)
-        assert torch.equal(both.labels[start : start + len(part)], part.labels)
-    assert (both.classes, both.mean, both.std) == (train.classes, train.mean, train.std)
+    both = concatenate(train, validation)
+    assert torch.equal(both.images, torch.cat([train.images, validation.images]))
+    assert torch.equal(both.labels, torch.cat([train.labels, validation.labels]))
+    assert both.classes == train.classes
+
+
+def test_batches_have_the_teacher_logits_of_their_images(toy):
+    logits = torch.arange(1300.0).view(130, 10)
+    taught = ImageDataset(toy[0].images, toy[0].labels, teacher_logits=logits)
+    order = torch.randperm(130, generator=epoch_generator(0, 1))
+    found = torch.cat([logits for _, _, logits in batches(taught, 64, epoch_generator(0, 1))])
+    assert torch.equal(found, logits[order])
+
+
+def test_augmentation_cannot_change_the_data_set(toy):
+    """Also if it returns a tensor that somebody else still uses."""
+    kept = torch.full((1, 28, 28), 0.5)
+
+    def constant(images, generator):
+        return kept.expand_as(images)
+
+    before = toy[0].images.clone()
+    for images, _, _ in batches(toy[0], 64, epoch_generator(0, 1), constant):
+        assert torch.allclose(images, torch.tensor((0.5 - 0.1307) / 0.3081))
+    assert torch.equal(toy[0].images, before)
+    assert torch.equal(kept, torch.full((1, 28, 28), 0.5))
+
+
+def test_centre_fits_20x20_and_places_the_centre_of_mass_in_the_middle():
+    digit = torch.zeros(90, 60)
+    digit[10:70, 20:35] = 1.0
+    digit[60:70, 20:50] = 1.0
+    image = centre(digit).double()
+    rows, columns = image.nonzero().T
+    assert max(rows.max() - rows.min(), columns.max() - columns.min()) + 1 == 20
+    for axis in (0, 1):
+        mass = image.sum(1 - axis)
+        assert abs((mass * torch.arange(28)).sum() / mass.sum() - 13.5) <= 0.5
 
 
 def test_a_data_set_without_images_is_refused():
@@ -111,19 +152,11 @@ def test_tensors_that_do_not_fit_are_refused(images, labels, message):
         ImageDataset(images, labels)
 
 
-def test_a_data_set_moves_to_a_device_with_its_labels(toy, monkeypatch):
-    train = toy[0]
-    monkeypatch.setattr(ImageDataset, "__post_init__", lambda self: None)  # reads values
-    moved = replace(train, mean=0.5).to("meta")
-    assert (moved.images.device.type, moved.labels.device.type) == ("meta", "meta")
-    assert (moved.mean, len(moved)) == (0.5, len(train))
-
-
 def test_the_split_is_a_function_of_the_seed_alone():
     labels = torch.arange(10).repeat(60)
 
     def held_out(seed: int) -> list[int]:
         torch.manual_seed(len(str(seed)) + torch.randint(1000, ()).item())
-        return stratified_split(labels, every=12, seed=seed)[1].tolist()
+        return stratified_split(labels, 1 / 12, seed=seed)[1].tolist()
 
     assert held_out(3) == held_out(3) != held_out(4)

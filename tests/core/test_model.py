@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from mnist_mlp.model import EnhancedNet
@@ -36,3 +37,16 @@ def test_probabilities_are_the_softmax_and_sum_to_one():
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(found.sum(1).numpy(), 1, atol=1e-6)
     assert not found.requires_grad
+
+
+def test_predict_proba_refuses_images_that_it_cannot_take():
+    model = EnhancedNet()
+    image = torch.zeros(28, 28)
+    with pytest.raises(TypeError, match="uint8"):
+        model.predict_proba(image[None].byte())
+    with pytest.raises(ValueError, match=r"images\[None\]"):
+        model.predict_proba(image)
+    with pytest.raises(ValueError, match=r"\(2, 30, 30\)"):
+        model.predict_proba(torch.zeros(2, 30, 30))
+    for shape in ((3, 784), (3, 28, 28), (3, 1, 28, 28), (0, 784)):
+        assert model.predict_proba(torch.zeros(shape)).shape == (shape[0], 10)

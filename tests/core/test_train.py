@@ -1,23 +1,30 @@
+"""The training loop: what it computes, what is yours in it, and how it ends."""
+
 import copy
 import math
-import re
 import signal
+import threading
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, fit_with
+from helpers import fit_with
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from mnist_mlp import state, train
-from mnist_mlp.data import ImageDataset, epoch_generator
-from mnist_mlp.evaluation import evaluate
-from mnist_mlp.model import EnhancedNet
-from mnist_mlp.recipe import Recipe
-from mnist_mlp.storage.weights import read_card
-from mnist_mlp.train import fit
+import mnist_mlp.train
+from mnist_mlp import EnhancedNet, History, Recipe, evaluate, fit
+from mnist_mlp.data import ImageDataset, Splits, epoch_generator
+
+# The toy data are few, and some of these trainings too short to learn anything.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:after epoch"),
+    pytest.mark.filterwarnings("ignore:batch_size is"),
+]
 
 RECIPE = {"epochs": 3, "batch_size": 64, "learning_rate": 0.01, "ema_decay": 0.9}
 
@@ -27,36 +34,50 @@ def net(seed: int = 0) -> EnhancedNet:
     return EnhancedNet()
 
 
+def same_weights(model, other) -> bool:
+    return all(map(torch.equal, model.state_dict().values(), other.state_dict().values()))
+
+
+# The loop, compared with formulas
+
+
 def textbook(model, train_set, validation, epochs, batch_size, lr, ema_decay, smoothing, decay):
-    """The loop again from its description: one image at a time, each formula written out.
+    """Train again from the description: one image at a time, each formula written out.
 
     Returns a dict per epoch with the averaged weights and the same metrics as a history.
     """
     to_input = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,)), torch.flatten]
     )
-    inputs, validation_inputs = (
-        torch.stack([to_input(image.numpy()) for image in part.images])
-        for part in (train_set, validation)
-    )
+    inputs = torch.stack([to_input(image.numpy()) for image in train_set.images])
+    validation_inputs = torch.stack([to_input(image.numpy()) for image in validation.images])
     parameters = list(model.parameters())
-    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    average, epochs_seen, step = None, [], 0
+    first = [torch.zeros_like(p) for p in parameters]
+    second = [torch.zeros_like(p) for p in parameters]
+    average = None
+    epochs_seen = []
+    step = 0
     total = epochs * math.ceil(len(train_set) / batch_size)
     peak = 0.3 * total - 1
+
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train_set), generator=epoch_generator(0, epoch)).tolist()
-        losses, n_correct = [], 0
+        losses = []
+        n_correct = 0
+
         for start in range(0, len(order), batch_size):
-            # the rate and momentum of the one-cycle schedule, two half cosines
+            # The rate and momentum of the one-cycle schedule: two half cosines.
             low, high, last = lr / 25, lr, lr / 25e4
             if step <= peak:
                 wave = (1 + math.cos(math.pi * step / peak)) / 2
-                rate, beta = high + (low - high) * wave, 0.85 + 0.10 * wave
+                rate = high + (low - high) * wave
+                beta = 0.85 + 0.10 * wave
             else:
                 wave = (1 + math.cos(math.pi * (step - peak) / (total - 1 - peak))) / 2
-                rate, beta = last + (high - last) * wave, 0.95 - 0.10 * wave
+                rate = last + (high - last) * wave
+                beta = 0.95 - 0.10 * wave
             step += 1
+
             chosen = order[start : start + batch_size]
             logits = model(inputs[chosen])
             labels = train_set.labels[chosen]
@@ -66,6 +87,7 @@ def textbook(model, train_set, validation, epochs, batch_size, lr, ema_decay, sm
             gradients = torch.autograd.grad(each.mean(), parameters)
             losses += each.tolist()
             n_correct += sum((logits.argmax(1) == labels).tolist())
+
             with torch.no_grad():
                 for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
                     p *= 1 - rate * decay
@@ -80,55 +102,95 @@ def textbook(model, train_set, validation, epochs, batch_size, lr, ema_decay, sm
                         share * a + (1 - share) * p
                         for a, p in zip(average, parameters, strict=True)
                     ]
-        other = copy.deepcopy(model)
+
+        averaged = copy.deepcopy(model)
         with torch.no_grad():
-            for p, a in zip(other.parameters(), average, strict=True):
+            for p, a in zip(averaged.parameters(), average, strict=True):
                 p.copy_(a)
-            logits = other(validation_inputs)
+            logits = averaged(validation_inputs)
+        hits = logits.argmax(1) == validation.labels
         epochs_seen.append(
             {
                 "average": average,
                 "loss": sum(losses) / len(losses),
                 "accuracy": n_correct / len(losses),
                 "validation_loss": float(nn.CrossEntropyLoss()(logits, validation.labels)),
-                "validation_accuracy": (logits.argmax(1) == validation.labels)
-                .double()
-                .mean()
-                .item(),
+                "validation_accuracy": hits.double().mean().item(),
             }
         )
     return epochs_seen
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("smoothing", [0.1, 0.0], ids=["autograd", "without autograd"])
-def test_fit_is_the_textbooks_loop(toy, smoothing):
+def test_fit_is_the_textbook_loop(toy):
     """130 images in batches of 64, 64 and 2: a short batch counts by its examples."""
-    expected = textbook(net(), *toy, 3, 64, 0.002, 0.9, smoothing=smoothing, decay=0.05)
+    expected = textbook(net(), *toy, 3, 64, 0.002, 0.9, smoothing=0.1, decay=0.05)
     model = net()
-    changes = {"learning_rate": 0.002, "label_smoothing": smoothing, "weight_decay": 0.05}
+    changes = {"learning_rate": 0.002, "label_smoothing": 0.1, "weight_decay": 0.05}
     history = fit_with(model, *toy, **RECIPE | changes, augment_strength=0.0)
+
     for record, wanted in zip(history.epochs, expected, strict=True):
         for metric in wanted.keys() - {"average"}:
             assert record[metric] == pytest.approx(wanted[metric], rel=1e-4), metric
     best = max(range(3), key=lambda i: (expected[i]["validation_accuracy"], i))
     assert history.best_epoch == best + 1
-    for found, wanted in zip(model.parameters(), expected[best]["average"], strict=True):
-        torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+    for actual, wanted in zip(model.parameters(), expected[best]["average"], strict=True):
+        torch.testing.assert_close(actual, wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_without_averaging_the_weights_of_the_moment_are_validated_and_returned(toy):
+def test_fit_calls_backward_once_per_step(toy, monkeypatch):
+    calls = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: calls.append(1) or backward(loss))
+    fit_with(net(), *toy, **RECIPE, precision="auto")
+    assert len(calls) == 9
+
+
+def test_fit_trains_with_an_edited_forward(toy, monkeypatch):
+    """Whoever edits the network sees the effect in the training, not only afterwards."""
+    expected = net()
+    fit_with(expected, *toy, **RECIPE)
+    forward = EnhancedNet.forward
+    monkeypatch.setattr(EnhancedNet, "forward", lambda self, images: forward(self, -images))
     model = net()
-    recipe = RECIPE | {"epochs": 2, "augment_strength": 0.0}
-    history = fit_with(model, *toy, **recipe | {"ema_decay": 0.0})
-    tiny = net()
-    fit_with(tiny, *toy, **recipe | {"ema_decay": 1e-30})
-    assert evaluate(model, toy[1]).accuracy == history.validation_accuracy
-    for found, wanted in zip(model.parameters(), tiny.parameters(), strict=True):
-        assert torch.equal(found, wanted)
+    history = fit_with(model, *toy, **RECIPE)
+    assert not same_weights(model, expected)
+    assert history.validation_accuracy == evaluate(model, toy[1]).accuracy
 
 
-def test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are(toy):
+def test_fit_trains_with_an_edited_loop(toy):
+    """Clipping added before `optimizer.step()` keeps the weights where they were."""
+    source = Path(mnist_mlp.train.__file__).read_text(encoding="utf-8")
+    step = "        optimizer.step()\n"
+    assert source.count(step) == 1
+    clipped = "        nn.utils.clip_grad_norm_(model.parameters(), 0.0)\n" + step
+    edited = {"__name__": "edited"}
+    exec(compile(source.replace(step, clipped), "edited.py", "exec"), edited)
+
+    start = net()
+    plain = net()
+    model = net()
+    recipe = Recipe(**RECIPE, weight_decay=0.0, precision="float32")
+    fit(plain, *toy, recipe, progress=False)
+    edited["fit"](model, *toy, recipe, progress=False)
+    assert same_weights(model, start)
+    assert not same_weights(plain, start)
+
+
+def test_fit_without_averaging_returns_the_weights_themselves(toy):
+    model = net()
+    step_by_hand = net()
+    recipe = {"epochs": 1, "batch_size": 130, "ema_decay": 0.0, "augment_strength": 0.0}
+    sgd = {"schedule": "constant", "optimizer": torch.optim.SGD, "weight_decay": 0.0}
+    fit_with(model, *toy, **recipe, **sgd, learning_rate=0.1)
+
+    order = torch.randperm(130, generator=epoch_generator(0, 1))
+    images, labels, _ = toy[0].get_batch(order)
+    nn.functional.cross_entropy(step_by_hand(images), labels).backward()
+    for weight, start in zip(model.parameters(), step_by_hand.parameters(), strict=True):
+        torch.testing.assert_close(weight, start - 0.1 * start.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_fit_validates_the_model_on_unwarped_images(toy):
     model = net()
     history = fit_with(model, *toy, **RECIPE, augment_strength=2.0)
     result = evaluate(model, toy[1])
@@ -139,180 +201,54 @@ def test_with_warps_too_what_is_validated_is_the_model_on_the_images_as_they_are
     assert plain.epochs[-1]["loss"] < history.epochs[-1]["loss"]  # warped images are harder
 
 
-def test_it_learns(toy):
+def test_fit_learns(toy):
     model = net()
     history = fit_with(model, *toy, **RECIPE | {"epochs": 15, "learning_rate": 0.003})
     assert history.validation_accuracy > 0.9
     assert evaluate(model, toy[0]).accuracy > 0.9
 
 
-def test_same_seed_same_bits_and_other_seed_other_bits(toy):
-    def weights(seed):
+def test_fit_is_deterministic_and_depends_on_the_seed(toy):
+    def train(seed):
         model = net()
-        history = fit_with(model, *toy, **RECIPE, seed=seed)
-        for record in history.epochs:
-            record.pop("seconds")
-        return history.epochs, torch.cat([p.flatten() for p in model.parameters()])
+        fit_with(model, *toy, **RECIPE, seed=seed)
+        return model
 
-    (first, a), (again, b), (_, c) = weights(0), weights(0), weights(1)
-    assert first == again
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
+    first = train(0)
+    assert same_weights(first, train(0))
+    assert not same_weights(first, train(1))
 
 
-def test_the_model_ends_with_the_epoch_that_validated_best(toy, monkeypatch):
-    """Of equally good epochs the last: it has seen most."""
-    accuracies, states = iter([0.5, 0.9, 0.9, 0.3]), []
-
-    def pretend(model, dataset):
-        states.append(copy.deepcopy(model.state_dict()))
-        values = {"predicted": torch.tensor([1, 2]), "loss": 1.0, "accuracy": next(accuracies)}
-        return SimpleNamespace(**values)
-
-    monkeypatch.setattr(train, "evaluate", pretend)
+def test_fit_in_bfloat16_learns_and_validates_in_float32(toy):
     model = net()
-    history = fit_with(model, *toy, **RECIPE | {"epochs": 4})
-    assert (history.best_epoch, history.validation_accuracy) == (3, 0.9)
-    assert all(torch.equal(states[2][k], v) for k, v in model.state_dict().items())
-    assert not torch.equal(states[3]["layer1.weight"], model.layer1.weight)
+    recipe = RECIPE | {"epochs": 20}
+    history = fit_with(model, *toy, **recipe, precision="bfloat16")
+    exact = fit_with(net(), *toy, **recipe)
+    assert (history.precision, exact.precision) == ("bfloat16", "float32")
+    assert [e["loss"] for e in history.epochs] != [e["loss"] for e in exact.epochs]
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"] / 3
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert evaluate(model, toy[1]).accuracy == history.validation_accuracy
 
 
-class Interrupting(ImageDataset):
-    """Interrupts, as a person does, when its `at`-th batch is asked for."""
+@pytest.mark.parametrize("units", ["AMX", "none"])
+def test_precision_auto_follows_the_processor(toy, monkeypatch, units):
+    monkeypatch.setattr("mnist_mlp.optim.bfloat16_units", lambda: units)
+    dtypes = set()
 
-    calls, at = 0, 0
+    class Watched(EnhancedNet):
+        def forward(self, images):
+            logits = super().forward(images)
+            dtypes.add(logits.dtype)
+            return logits
 
-    def __getitems__(self, indices, augment=None):
-        Interrupting.calls += 1
-        if Interrupting.calls == Interrupting.at:
-            raise KeyboardInterrupt
-        return super().__getitems__(indices, augment)
-
-
-@pytest.mark.parametrize(("at", "epochs_done"), [(1, 0), (2, 0), (4, 1), (8, 2)])
-def test_an_interrupt_leaves_the_best_weights_so_far(toy, monkeypatch, at, epochs_done):
-    states = []
-
-    def remember(model, dataset):
-        states.append(copy.deepcopy(model.state_dict()))
-        return evaluate(model, dataset)
-
-    monkeypatch.setattr(train, "evaluate", remember)
-    monkeypatch.setattr(Interrupting, "calls", 0)
-    monkeypatch.setattr(Interrupting, "at", at)
-    train_set = Interrupting(toy[0].images, toy[0].labels)
-    model = net()
-    history = fit_with(model, train_set, toy[1], **RECIPE)
-    assert history.stopped
-    assert len(history.epochs) == epochs_done
-    assert 0 <= history.best_epoch <= epochs_done
-    if epochs_done:
-        best = states[history.best_epoch - 1]
-        assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
-    assert not fit_with(model, train_set, toy[1], **RECIPE).stopped  # and a second run works
+    history = fit(Watched(), *toy, Recipe(epochs=1, batch_size=64), progress=False)
+    assert history.precision == ("float32" if units == "none" else "bfloat16")
+    assert (torch.bfloat16 in dtypes) == (units != "none")
+    assert history.recipe.precision == "auto"
 
 
-@pytest.mark.parametrize(("at", "weights"), [(2, "that step"), (8, r"epoch \d")])
-def test_after_an_interrupt_it_says_whose_the_weights_are(toy, monkeypatch, capsys, at, weights):
-    monkeypatch.setattr(Interrupting, "calls", 0)
-    monkeypatch.setattr(Interrupting, "at", at)
-    train_set = Interrupting(toy[0].images, toy[0].labels)
-    fit_with(net(), train_set, toy[1], progress=True, **RECIPE)
-    assert re.search(rf"; the weights are those of {weights}\.$", capsys.readouterr().out, re.M)
-
-
-@pytest.mark.parametrize(("in_epoch", "stopped"), [(1, "after step 0 of epoch 2 of 3"), (3, "")])
-def test_a_signal_while_validating_counts_unless_that_was_the_end(
-    toy, monkeypatch, in_epoch, stopped
-):
-    epochs = iter((1, 2, 3))
-
-    def signalling(model, dataset):
-        if next(epochs) == in_epoch:
-            signal.raise_signal(signal.SIGTERM)
-        return evaluate(model, dataset)
-
-    monkeypatch.setattr(train, "evaluate", signalling)
-    history = fit_with(net(), *toy, **RECIPE)
-    assert (history.stopped, len(history.epochs)) == (stopped, in_epoch)
-
-
-def test_the_seconds_are_those_of_the_epochs_also_of_one_that_was_interrupted(
-    toy, monkeypatch, tmp_path
-):
-    ticks = iter(range(0, 10_000, 10))
-    for module in (train, state):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert [e["seconds"] for e in fit_with(net(), *toy, **RECIPE).epochs] == [10, 10, 10]
-    monkeypatch.setattr(Interrupting, "calls", 0)
-    monkeypatch.setattr(Interrupting, "at", 5)
-    train_set, path = Interrupting(toy[0].images, toy[0].labels), tmp_path / "run.pt"
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)  # the clock is read at each save, too
-    assert fit_with(net(), train_set, toy[1], **RECIPE, checkpoint=path).stopped
-    history = fit_with(net(), *toy, **RECIPE, checkpoint=path)
-    assert [e["seconds"] for e in history.epochs] == [40, 40, 40]
-    assert history.seconds == 120
-
-
-def test_a_diverging_learning_rate_stops_with_the_step_and_the_cause(toy):
-    model = net()
-    with pytest.raises(FloatingPointError, match=r"became (nan|inf) at step \d+ .*learning rate"):
-        fit_with(model, *toy, **RECIPE | {"learning_rate": 1e6, "epochs": 20})
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_a_loss_that_is_not_a_number_stops(toy):
-    model = net()
-    nn.init.constant_(model.layer5.bias, math.nan)
-    with pytest.raises(FloatingPointError, match="nan at step 1"):
-        fit_with(model, *toy, **RECIPE)
-
-
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"label_smoothing": 1.5}])
-def test_with_an_invalid_recipe_nothing_is_trained(toy, wrong):
-    model = net()
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="must be"):
-        fit_with(model, *toy, **RECIPE | wrong)
-    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_fit_without_a_recipe_uses_that_of_the_published_weights(capsys):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (512, 28, 28), dtype=torch.uint8, generator=generator)
-    train_set = ImageDataset(images, torch.arange(512) % 10)
-    history = fit(net(), train_set, train_set.subset(torch.arange(20)))
-    card = read_card(ROOT / "models" / "enhanced_model.pth")
-    assert history.recipe == replace(Recipe(**card["recipe"]), precision="auto")
-    assert "Training: 100%" in capsys.readouterr().out
-
-
-def test_the_bar_shows_the_epochs_the_loss_and_the_validation(toy, capsys):
-    last = fit_with(net(), *toy, **RECIPE, progress=True).epochs[-1]
-    shown = capsys.readouterr().out.split("\r")[-1]
-    loss, validation = f"{last['loss']:.3f}", f"{last['validation_accuracy']:.2%}"
-    assert re.match(
-        rf"Training: 100%.* 3/3 .*(epoch/s|s/epoch), loss={loss}, validation={validation}", shown
-    )
-    fit_with(net(), *toy, **RECIPE)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_the_training_images_are_warped_as_the_recipe_says(toy, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        "mnist_mlp.recipe.random_warp",
-        lambda x, g, *args, **kwargs: calls.append((args, kwargs)) or x,
-    )
-    fit_with(net(), *toy, **RECIPE, augment_strength=0.5, elastic_strength=0.3)
-    assert calls == [((0.5,), {"elastic": 0.3})] * 9
-    calls.clear()
-    fit_with(net(), *toy, **RECIPE, augment_strength=0.0)
-    assert calls == []
-
-
-def test_the_history_has_the_learning_rate_of_the_schedule(toy):
+def test_history_has_the_learning_rate_of_the_schedule(toy):
     history = fit_with(net(), *toy, **RECIPE)
     optimizer = torch.optim.SGD(net().parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=9)
@@ -323,78 +259,161 @@ def test_the_history_has_the_learning_rate_of_the_schedule(toy):
         assert record["learning_rate"] == pytest.approx(schedule.get_last_lr()[0])
 
 
-def test_in_bfloat16_it_learns_as_well_and_is_validated_in_float32(toy):
-    model = net()
-    history = fit_with(model, *toy, **RECIPE | {"epochs": 20}, precision="bfloat16")
-    exact = fit_with(net(), *toy, **RECIPE | {"epochs": 20})
-    assert history.recipe.asdict()["precision"] == "bfloat16"
-    assert [e["loss"] for e in history.epochs] != [e["loss"] for e in exact.epochs]
-    for run in (history, exact):
-        assert run.epochs[-1]["loss"] < run.epochs[0]["loss"] / 3
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    result = evaluate(model, toy[1])
-    assert result.logits.dtype == torch.float32
-    assert result.accuracy == history.validation_accuracy
+def test_history_seconds_are_the_sum_of_its_epochs(toy):
+    history = fit_with(net(), *toy, **RECIPE)
+    assert all(epoch["seconds"] > 0 for epoch in history.epochs)
+    assert history.seconds == sum(epoch["seconds"] for epoch in history.epochs)
 
 
-def test_the_weights_of_the_last_epoch_are_kept_if_the_recipe_says_so(toy):
-    """At a rate that rises until nothing is right, the best epoch is an early one."""
+# The weights that the model ends with
+
+
+def rising(optimizer, total_steps):
+    """A rate that rises until nothing is right: the best epoch is an early one."""
+    return LambdaLR(optimizer, lambda step: 1.0 if step < 9 else 100.0)
+
+
+def test_fit_selects_the_best_or_the_last_epoch(toy):
     recipe = RECIPE | {"epochs": 6, "ema_decay": 0.0, "schedule": rising}
     best, last = net(), net()
     early = fit_with(best, *toy, **recipe)
-    late = fit_with(last, *toy, **recipe, keep="last")
+    late = fit_with(last, *toy, **recipe, select="last epoch")
+
     accuracies = [epoch["validation_accuracy"] for epoch in early.epochs]
     assert accuracies == [epoch["validation_accuracy"] for epoch in late.epochs]
     assert accuracies[-1] < max(accuracies)
-    assert (late.best_epoch, late.validation_accuracy) == (6, accuracies[-1])
+    latest_best = max(range(6), key=lambda i: (accuracies[i], i))
+    assert early.best_epoch == latest_best + 1
+    assert late.best_epoch == 6
     assert evaluate(best, toy[1]).accuracy == early.validation_accuracy == max(accuracies)
     assert evaluate(last, toy[1]).accuracy == accuracies[-1]
 
 
-def rising(optimizer, total_steps):
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 9 else 100.0)
+def weights_of_epochs(toy, **recipe) -> list[dict]:
+    """Return the averaged weights after each epoch, each from a training that ends there."""
+    weights = []
+    for epochs in range(1, recipe["epochs"] + 1):
+        model = net()
+
+        def stop(history, epochs=epochs):
+            return len(history.epochs) == epochs
+
+        fit_with(model, *toy, **recipe, on_epoch=stop, select="last epoch")
+        weights.append(copy.deepcopy(model.state_dict()))
+    return weights
 
 
-def test_a_model_without_an_output_for_each_class_is_refused(toy):
-    words = r"logits of shape \(N, 10\), one per class, found \(N, 7\)"
-    with pytest.raises(ValueError, match=words):
-        fit_with(EnhancedNet(7), *toy, **RECIPE)
+class Interrupting(ImageDataset):
+    """Images that send this process a signal when their `at`-th batch is asked for."""
+
+    calls = 0
+    at = 0
+    number = signal.SIGINT
+
+    def get_batch(self, *arguments):
+        Interrupting.calls += 1
+        if Interrupting.calls == Interrupting.at:
+            signal.raise_signal(Interrupting.number)
+        return super().get_batch(*arguments)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 2}, Recipe, "published", None])
-def test_what_is_not_a_recipe_is_refused(toy, wrong):
-    with pytest.raises(TypeError, match=r"^recipe must be a Recipe\(\.\.\.\), found "):
-        fit(net(), *toy, wrong, progress=False)
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored():
+    """What a shell starts in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
-class Exploding(torch.autograd.Function):
-    """The identity, with a gradient that is infinite from a certain step on."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        Exploding.steps += 1
-        return gradient * (math.inf if Exploding.steps >= Exploding.at else 1.0)
-
-
-@pytest.mark.parametrize(
-    ("at", "words"),
-    [
-        (2, r"the loss became nan at step 3 of epoch 1.*learning rate \("),
-        (3, r"the validation loss is nan after step 3 of epoch 1: .*useless.*learning rate \("),
-        (5, r"the loss became nan at step 3 of epoch 2"),
-    ],
-)
-def test_exploding_gradients_stop_with_the_step_and_the_cause(toy, monkeypatch, at, words):
-    monkeypatch.setattr(Exploding, "at", at, raising=False)
-    monkeypatch.setattr(Exploding, "steps", 0, raising=False)
+@pytest.mark.parametrize(("at", "epochs_done"), [(1, 0), (2, 0), (4, 1), (8, 2)])
+def test_interrupt_leaves_the_best_weights_and_is_raised(toy, monkeypatch, at, epochs_done):
+    """No script can go on to publish half a training; in a notebook the next cells work."""
+    monkeypatch.setattr(Interrupting, "calls", 0)
+    monkeypatch.setattr(Interrupting, "at", at)
+    train_set = Interrupting(toy[0].images, toy[0].labels)
     model = net()
-    model.layer5.register_forward_hook(lambda layer, inputs, output: Exploding.apply(output))
-    with pytest.raises(FloatingPointError, match=words):
-        fit_with(model, *toy, **RECIPE)
+    history = History(Recipe())
+    with pytest.raises(KeyboardInterrupt):
+        fit_with(model, train_set, toy[1], **RECIPE, history=history)
+
+    assert history.stopped
+    assert history.recipe == Recipe(**RECIPE, precision="float32")
+    assert len(history.epochs) == epochs_done
+    assert 0 <= history.best_epoch <= epochs_done
+    assert not model.training
+    if epochs_done:
+        best = weights_of_epochs(toy, **RECIPE)[history.best_epoch - 1]
+        assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
+
+    again = fit_with(model, train_set, toy[1], **RECIPE, history=history)
+    assert again is history
+    assert (again.stopped, len(again.epochs)) == ("", 3)
+
+
+def test_sigterm_ends_the_process_as_usual(toy, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    fit_with(
+        net(), *toy, **RECIPE, on_epoch=lambda h: seen.append(signal.getsignal(signal.SIGTERM))
+    )
+    assert set(seen) == {before}
+
+
+def test_fit_trains_outside_the_main_thread(toy):
+    histories = []
+    thread = threading.Thread(target=lambda: histories.append(fit_with(net(), *toy, **RECIPE)))
+    thread.start()
+    thread.join()
+    assert len(histories[0].epochs) == 3
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_on_epoch_stops_the_training_by_returning_true(toy, at):
+    model = net()
+    history = fit_with(model, *toy, **RECIPE, on_epoch=lambda history: len(history.epochs) == at)
+    assert len(history.epochs) == at
+    assert bool(history.stopped) == (at < 3)
+    best = weights_of_epochs(toy, **RECIPE)[history.best_epoch - 1]
+    assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [None, False, 1, "stop", [True]])
+def test_on_epoch_stops_by_nothing_else(toy, value):
+    history = fit_with(net(), *toy, **RECIPE, on_epoch=lambda history: value)
+    assert (len(history.epochs), history.stopped) == (3, "")
+
+
+def test_on_epoch_may_raise_and_the_model_has_the_best_weights(toy):
+    def fail(history):
+        if len(history.epochs) == 2:
+            raise RuntimeError(f"{history.best_epoch}")
+
+    model = net()
+    with pytest.raises(RuntimeError) as error:
+        fit_with(model, *toy, **RECIPE, on_epoch=fail)
+    best = weights_of_epochs(toy, **RECIPE)[int(str(error.value)) - 1]
+    assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
+
+
+# A training that fails
+
+
+def test_divergence_stops_with_the_learning_rate(toy):
+    model = net()
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        fit_with(model, *toy, **RECIPE | {"learning_rate": 1e6, "epochs": 20})
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_infinite_weights_are_found_by_the_validation(toy):
+    """A step that makes the weights infinite is the last of its epoch: no loss has seen it."""
+
+    def explode_at_the_end(optimizer, total_steps):
+        return LambdaLR(optimizer, lambda step: 1e38 if step == 2 else 0.0)
+
+    recipe = RECIPE | {"schedule": explode_at_the_end, "ema_decay": 0.0, "weight_decay": 0.0}
+    with pytest.raises(FloatingPointError, match="validation loss"):
+        fit_with(net(), *toy, **recipe)
 
 
 @pytest.fixture
@@ -406,118 +425,267 @@ def always_3() -> EnhancedNet:
     return model
 
 
-@pytest.mark.parametrize(
-    ("epochs", "at", "cause"),
-    [(3, 2, r"too few steps \(6\)"), (68, 34, "learning rate")],
-)
-def test_one_class_for_all_images_is_noticed_with_the_step_and_the_cause(
-    toy, always_3, epochs, at, cause
-):
-    words = rf"after step 3 of epoch {at} the model predicts '3' for all 50 images of the.*{cause}"
-    with pytest.warns(UserWarning, match=words):
-        fit_with(always_3, *toy, **RECIPE | {"learning_rate": 1e-9, "epochs": epochs})
-
-
-def test_one_predicted_class_is_noticed_with_two_classes_too(toy, always_3):
-    two = toy[1].subset((toy[1].labels == 3) | (toy[1].labels == 5))
-    with pytest.warns(UserWarning, match="the model predicts '3' for all"):
-        fit_with(always_3, toy[0], two, **RECIPE | {"learning_rate": 1e-9})
-
-
-def test_one_predicted_class_is_a_warning_at_the_line_that_called_fit(toy, always_3):
-    with pytest.warns(UserWarning, match="the model predicts '3' for all") as found:
-        fit(always_3, *toy, Recipe(**RECIPE | {"learning_rate": 1e-9}), progress=False)
-    assert {warning.filename for warning in found} == {__file__}
+@pytest.mark.parametrize(("epochs", "cause"), [(3, "too few steps"), (68, "learning rate")])
+def test_one_class_for_all_images_is_a_warning(toy, always_3, epochs, cause):
+    recipe = Recipe(**RECIPE | {"learning_rate": 1e-9, "epochs": epochs})
+    with pytest.warns(UserWarning, match=f"'3' for all.*{cause}") as warnings:
+        fit(always_3, *toy, recipe, progress=False)
+    assert {warning.filename for warning in warnings} == {__file__}
 
 
 @pytest.mark.filterwarnings("error")
-def test_one_predicted_class_is_right_where_there_is_one_class(toy):
-    ones = toy[1].subset(toy[1].labels == 3)
-    fit_with(net(), toy[0], ones, **RECIPE)
+def test_one_class_for_all_images_may_be_right(toy):
+    threes = toy[1].subset(toy[1].labels == 3)
+    fit_with(net(), toy[0], threes, **RECIPE)
 
 
-# on_epoch
+# Your own optimizer, schedule, loss and augmentation
+
+RATE = 0.02
+OWN_RECIPE = {
+    "epochs": 3,
+    "batch_size": 64,
+    "learning_rate": RATE,
+    "weight_decay": 0.03,
+    "ema_decay": 0.0,
+    "select": "last epoch",
+}
 
 
-def test_on_epoch_is_called_after_each_epoch_with_the_history(toy):
-    calls = []
-
-    def remember(history):
-        calls.append((history, copy.deepcopy(history.epochs), history.best_epoch))
-
-    history = fit_with(net(), *toy, **RECIPE | {"epochs": 4}, on_epoch=remember)
-    assert [len(epochs) for _, epochs, _ in calls] == [1, 2, 3, 4]
-    for called_with, epochs, best_epoch in calls:
-        assert called_with is history
-        assert epochs == history.epochs[: len(epochs)]
-        accuracies = [epoch["validation_accuracy"] for epoch in epochs]
-        assert best_epoch == len(epochs) - accuracies[::-1].index(max(accuracies))
+def cross_entropy(logits, labels):
+    return (logits.exp().sum(1).log() - logits[range(len(labels)), labels]).mean()
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_on_epoch_stops_the_training_by_returning_true_with_the_best_weights(
-    toy, monkeypatch, capsys, at
-):
-    accuracies, states, best_epochs = iter([0.5, 0.9, 0.3, 0.6]), [], [1, 2, 2, 2]
-
-    def pretend(model, dataset):
-        states.append(copy.deepcopy(model.state_dict()))
-        values = {"predicted": torch.tensor([1, 2]), "loss": 1.0, "accuracy": next(accuracies)}
-        return SimpleNamespace(**values)
-
-    monkeypatch.setattr(train, "evaluate", pretend)
-    model, recipe = net(), RECIPE | {"epochs": 4}
-    history = fit_with(
-        model, *toy, **recipe, on_epoch=lambda history: len(history.epochs) == at, progress=True
-    )
-    best = best_epochs[at - 1]
-    assert (len(history.epochs), history.best_epoch) == (at, best)
-    assert all(torch.equal(states[best - 1][k], v) for k, v in model.state_dict().items())
-    assert not model.training
-    shown = capsys.readouterr().out
-    if at < 4:
-        assert history.stopped == f"after step 0 of epoch {at + 1} of 4"
-        assert f"Stopped {history.stopped}; the weights are those of epoch {best}." in shown
-    else:  # that was the end anyway
-        assert history.stopped == ""
-        assert "Stopped" not in shown
+def margin(logits, labels):
+    """The mean over the images of the other classes' margins below 1, over the classes."""
+    rows = range(len(labels))
+    short = (1 - logits[rows, labels][:, None] + logits).clamp(min=0)
+    short[rows, labels] = 0
+    return (short.sum(1) / logits.shape[1]).mean()
 
 
-@pytest.mark.parametrize("value", [None, False, 1, 0.9, "stop", [True], ValueError])
-def test_on_epoch_does_not_stop_the_training_by_returning_anything_else(toy, value):
+def unchanged(images, generator):
+    return images
+
+
+def rolled(images, generator):
+    """Roll each batch to the right by a random number of pixels."""
+    return images.roll(int(torch.randint(1, 9, (), generator=generator)), 2)
+
+
+def constant_rate(step, steps):
+    return RATE
+
+
+def cosine_rate(step, steps):
+    return RATE * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def sgd_by_hand(model, train_set, rate_of=constant_rate, loss_of=cross_entropy, augment=unchanged):
+    """Train by SGD with momentum 0.9 from its formula; return the last mean loss."""
+    parameters = list(model.parameters())
+    velocities = [torch.zeros_like(p) for p in parameters]
+    step = 0
+    steps = 3 * math.ceil(len(train_set) / 64)
+    for epoch in range(1, 4):
+        generator = epoch_generator(0, epoch)
+        loss_sum = 0.0
+        order = torch.randperm(len(train_set), generator=generator)
+        for chosen in order.split(64):
+            images = augment(train_set.images[chosen] / 255, generator)
+            loss = loss_of(model((images - 0.1307) / 0.3081), train_set.labels[chosen])
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for p, g, v in zip(parameters, gradients, velocities, strict=True):
+                    v.copy_(0.9 * v + g + 0.03 * p)
+                    p -= rate_of(step, steps) * v
+            step += 1
+            loss_sum += loss.item() * len(chosen)
+    return loss_sum / len(train_set)
+
+
+CASES = {
+    "optimizer": ({"schedule": "constant", "augment": unchanged}, {}),
+    "schedule": (
+        {"schedule": CosineAnnealingLR, "augment": unchanged},
+        {"rate_of": cosine_rate},
+    ),
+    "loss_fn": (
+        {"schedule": "constant", "augment": unchanged, "loss_fn": nn.MultiMarginLoss()},
+        {"loss_of": margin},
+    ),
+    "augment": ({"schedule": "constant", "augment": rolled}, {"augment": rolled}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fit_uses_custom_components(toy, name):
+    own, formulas = CASES[name]
+    expected = net()
+    loss = sgd_by_hand(expected, toy[0], **formulas)
+    model = net()
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    history = fit_with(model, *toy, **OWN_RECIPE, optimizer=sgd, **own)
+    assert history.epochs[-1]["loss"] == pytest.approx(loss, rel=1e-4)
+    for actual, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(actual, wanted, atol=2e-6, rtol=1e-4)
+
+
+def test_custom_augmentation_gets_the_training_images_alone(toy):
+    seen = []
+
+    def augment(images, generator):
+        seen.append((images.clone(), generator))
+        return images
+
+    fit_with(net(), *toy, epochs=1, batch_size=130, augment=augment)
+    ((images, generator),) = seen
+    order = torch.randperm(130, generator=epoch_generator(0, 1))
+    assert torch.equal(images, toy[0].images[order] / 255)
+    assert isinstance(generator, torch.Generator)
+
+
+@pytest.mark.parametrize(
+    ("argument", "field"),
+    [
+        ({"optimizer": torch.optim.SGD}, {"optimizer": "muon"}),
+        ({"schedule": CosineAnnealingLR}, {"schedule": "constant"}),
+        ({"loss_fn": nn.MultiMarginLoss()}, {"label_smoothing": 0.1}),
+        ({"augment": unchanged}, {"augment_strength": 0.0}),
+        ({"augment": unchanged}, {"elastic_strength": 0.5}),
+    ],
+)
+def test_a_field_that_an_argument_replaces_must_be_the_default(toy, argument, field):
+    model = net()
+    with pytest.raises(ValueError, match=next(iter(field))):
+        fit(model, *toy, Recipe(**field), progress=False, **argument)
+    assert same_weights(model, net())
+
+
+@pytest.mark.parametrize(
+    "argument", [{"loss_fn": nn.MultiMarginLoss}, {"augment": "flip"}, {"optimizer": "sgd"}]
+)
+def test_an_argument_that_is_no_function_is_refused(toy, argument):
+    with pytest.raises(TypeError, match=next(iter(argument))):
+        fit(net(), *toy, progress=False, **argument)
+
+
+def test_a_loss_that_teacher_logits_would_replace_is_refused(toy):
+    taught = replace(toy[0], teacher_logits=torch.randn(len(toy[0]), 10))
+    with pytest.raises(ValueError, match="teacher"):
+        fit_with(net(), taught, toy[1], **RECIPE, loss_fn=margin)
+
+
+# Arguments that do not fit together
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 2}, Recipe, "published", None])
+def test_fit_refuses_what_is_no_recipe(toy, wrong):
+    with pytest.raises(TypeError, match="recipe"):
+        fit(net(), *toy, wrong, progress=False)
+
+
+class Squares(nn.Module):
+    """A network that takes images of 28x28 without saying so."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 10, 28)
+
+    def forward(self, images):
+        return self.layer(images).flatten(1)
+
+
+class Tuples(EnhancedNet):
+    def forward(self, images):
+        return super().forward(images), images
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        (EnhancedNet, TypeError, r"EnhancedNet\(\)"),
+        ("a network", TypeError, "model must be a network"),
+        (EnhancedNet(7), ValueError, r"logits of shape \(N, 10\)"),
+        (Squares(), ValueError, r"x\.view\(-1, 1, 28, 28\)"),
+        (Tuples(), TypeError, "tuple"),
+    ],
+)
+def test_fit_refuses_a_model_that_cannot_classify(toy, model, error, words):
+    with pytest.raises(error, match=words):
+        fit_with(model, *toy, **RECIPE)
+
+
+@pytest.mark.parametrize("wrap", [lambda data: DataLoader(data, 10), lambda d: Subset(d, [1])])
+def test_fit_refuses_pytorchs_wrappers_of_a_data_set(toy, wrap):
+    with pytest.raises(
+        TypeError, match=r"train must be an ImageDataset.*found (DataLoader|Subset)"
+    ):
+        fit_with(net(), wrap(toy[0]), toy[1], **RECIPE)
+
+
+def test_fit_refuses_data_that_is_no_data_set(toy):
+    with pytest.raises(
+        TypeError, match=r"train must be an ImageDataset.*train, validation or test"
+    ):
+        fit_with(net(), Splits("toy", *toy, toy[1]), toy[1], **RECIPE)
+    with pytest.raises(TypeError, match="validation must be an ImageDataset"):
+        fit_with(net(), toy[0], toy[1].images, **RECIPE)
+    with pytest.raises(TypeError, match="train must be an ImageDataset"):
+        fit_with(net(), toy[0].images, toy[1], **RECIPE)
+    with pytest.raises(ValueError, match="train must be at least one"):
+        fit_with(net(), [], toy[1], **RECIPE)
+
+
+def test_fit_refuses_other_classes(toy):
+    other = replace(toy[1], classes=tuple("abcdefghij"))
+    with pytest.raises(ValueError, match="a b c d e f g h i j"):
+        fit_with(net(), toy[0], other, **RECIPE)
+
+
+def test_fit_warns_of_a_batch_larger_than_the_data(toy):
+    with pytest.warns(UserWarning, match="130 training images"):
+        fit_with(net(), *toy, **RECIPE | {"batch_size": 512, "epochs": 1})
+
+
+# Several data sets, devices, the progress bar
+
+
+def test_fit_takes_data_sets_in_turns(toy):
+    seen = []
+
+    class Counted(ImageDataset):
+        def get_batch(self, *arguments):
+            seen.append(len(self))
+            return super().get_batch(*arguments)
+
+    sets = [Counted(toy[0].images[:n], toy[0].labels[:n]) for n in (100, 60)]
+    fit_with(net(), sets, toy[1], **RECIPE | {"batch_size": 50})
+    assert seen == [100, 100, 60, 60, 100, 100]
+
+
+def test_fit_moves_model_and_data_to_the_device(toy):
+    """On the CPU, where nothing moves, it is the same training."""
     expected, model = net(), net()
     fit_with(expected, *toy, **RECIPE)
-    history = fit_with(model, *toy, **RECIPE, on_epoch=lambda history: value)
-    assert (len(history.epochs), history.stopped) == (3, "")
-    assert all(map(torch.equal, expected.parameters(), model.parameters()))
+    fit_with(model, *toy, **RECIPE, device="cpu")
+    assert same_weights(model, expected)
 
 
-def test_an_error_in_on_epoch_is_raised_and_leaves_the_best_weights(toy, monkeypatch):
-    states = []
-
-    def remember(model, dataset):
-        states.append(copy.deepcopy(model.state_dict()))
-        return evaluate(model, dataset)
-
-    def fail(history):
-        if len(history.epochs) == 2:
-            raise RuntimeError(f"mine, the best was {history.best_epoch}")
-
-    monkeypatch.setattr(train, "evaluate", remember)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_fit_on_a_gpu_learns(toy):
     model = net()
-    with pytest.raises(RuntimeError, match=r"^mine, the best was") as found:
-        fit_with(model, *toy, **RECIPE, on_epoch=fail)
-    best = states[int(str(found.value)[-1]) - 1]
-    assert all(torch.equal(best[k], v) for k, v in model.state_dict().items())
+    history = fit_with(model, *toy, **RECIPE | {"epochs": 20}, device="cuda")
+    assert {p.device.type for p in model.parameters()} == {"cuda"}
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+    assert evaluate(model, toy[1].to("cuda")).accuracy == history.validation_accuracy
 
 
-def test_an_interrupt_after_the_last_epoch_leaves_a_complete_run(toy):
-    def interrupt(history):
-        if len(history.epochs) == 2:
-            raise KeyboardInterrupt
-
-    history = fit_with(net(), *toy, **RECIPE | {"epochs": 2}, on_epoch=interrupt)
-    assert (history.stopped, len(history.epochs)) == ("", 2)
-    assert fit_with(net(), *toy, **RECIPE, on_epoch=interrupt).stopped == (
-        "after step 0 of epoch 3 of 3"
-    )
+def test_progress_bar_shows_the_last_epoch_or_nothing(toy, capsys):
+    last = fit_with(net(), *toy, **RECIPE, progress=True).epochs[-1]
+    shown = capsys.readouterr().out.split("\r")[-1]
+    assert " 3/3 " in shown
+    assert f"{last['loss']:.3f}" in shown
+    assert f"{last['validation_accuracy']:.2%}" in shown
+    fit_with(net(), *toy, **RECIPE)
+    assert capsys.readouterr() == ("", "")

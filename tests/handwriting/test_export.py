@@ -8,68 +8,64 @@ import pytest
 import torch
 from helpers import ROOT
 
+from mnist_lab.handwriting.export import export_onnx
+from mnist_lab.research.convnet import ConvNet
 from mnist_mlp import EnhancedNet, evaluate, load_weights
 from mnist_mlp.data import MEAN, STD
-from mnist_mlp.handwriting.export import export_onnx
-from mnist_mlp.research.convnet import ConvNet
-
-WEIGHTS = ROOT / "models" / "enhanced_model.pth"
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "enhanced_model.onnx"
-    export_onnx(load_weights(EnhancedNet(), WEIGHTS), path)
-    return path
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
 
 
-def test_onnxruntime_gives_pytorchs_probabilities_for_the_whole_test_set(exported, mnist):
+def inputs(images: np.ndarray) -> torch.Tensor:
+    return (torch.from_numpy(images) / 255 - MEAN) / STD
+
+
+def session(path):
     runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(exported)
+    return runtime.InferenceSession(path)
+
+
+def test_onnxruntime_gives_pytorchs_probabilities_for_all_test_images(tmp_path, mnist):
+    model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model.pth")
+    export_onnx(model, tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
     images = mnist.test.images.numpy()
-    (found,) = session.run(None, {"images": images})
-    expected = evaluate(load_weights(EnhancedNet(), WEIGHTS), mnist.test).probabilities
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    (one,) = session.run(None, {"images": images[7:8]})  # any number of images
-    np.testing.assert_allclose(one, found[7:8], atol=1e-5)
+    exported = session(tmp_path / "a.onnx")
+    (probabilities,) = exported.run(["probabilities"], {"images": images})
+    expected = evaluate(model, mnist.test).probabilities
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    (one,) = exported.run(None, {"images": images[7:8]})  # any number of images
+    np.testing.assert_allclose(one, probabilities[7:8], atol=1e-5)
 
 
-def test_it_is_one_file_whose_input_and_output_have_names(exported):
-    onnx = pytest.importorskip("onnx")
-    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
-    graph = onnx.load(exported).graph
-    assert [value.name for value in graph.input] == ["images"]
-    assert [value.name for value in graph.output] == ["probabilities"]
-
-
-def test_the_convolutional_network_and_other_classes_are_exported_too(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+def test_export_onnx_exports_other_networks_and_classes(tmp_path, images):
     model = ConvNet(classes=4).eval()
-    with pytest.raises(ValueError, match="the model has 4 classes, expected 10"):
-        export_onnx(model, tmp_path / "net.onnx")
-    export_onnx(model, tmp_path / "net.onnx", ["circle", "cross", "gerade", "größer"])
-    session = runtime.InferenceSession(tmp_path / "net.onnx")
-    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    assert names == ["circle", "cross", "gerade", "größer"]
-    (found,) = session.run(None, {"images": images})
-    normalised = (torch.from_numpy(images) / 255 - MEAN) / STD
-    np.testing.assert_allclose(found, model(normalised).softmax(1).detach(), atol=1e-5)
+    with pytest.raises(ValueError, match="4 classes, expected 10"):
+        export_onnx(model, tmp_path / "a.onnx")
+    names = ["circle", "cross", "gerade", "größer"]
+    export_onnx(model, tmp_path / "a.onnx", names)
+
+    exported = session(tmp_path / "a.onnx")
+    assert json.loads(exported.get_modelmeta().custom_metadata_map["classes"]) == names
+    (probabilities,) = exported.run(None, {"images": images})
+    expected = model(inputs(images)).softmax(1).detach()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-def test_a_network_that_takes_flat_images_is_exported_and_stays_as_it_was(tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
+def test_export_onnx_leaves_the_model_in_its_mode(tmp_path, images):
     model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(784, 10)).train()
-    export_onnx(model, tmp_path / "net.onnx")
+    export_onnx(model, tmp_path / "a.onnx")
     assert model.training
-    session = runtime.InferenceSession(tmp_path / "net.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
-    (found,) = session.run(None, {"images": images})
-    flat = ((torch.from_numpy(images) / 255 - MEAN) / STD).flatten(1)
-    np.testing.assert_allclose(found, model.eval()(flat).softmax(1).detach(), atol=1e-5)
+    (probabilities,) = session(tmp_path / "a.onnx").run(None, {"images": images})
+    expected = model.eval()(inputs(images).flatten(1)).softmax(1).detach()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
+def test_export_onnx_without_the_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r"\[onnx\]"):
         export_onnx(EnhancedNet(), tmp_path / "a.onnx")

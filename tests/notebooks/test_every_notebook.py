@@ -1,7 +1,5 @@
 """What holds for every notebook."""
 
-import ast
-
 import nbformat
 import pytest
 from helpers import ROOT, code_cells
@@ -15,35 +13,28 @@ def committed(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def test_the_readme_names_every_notebook():
+def test_readme_names_every_notebook():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(OURS) >= 3
     for path in OURS:
         assert f"(notebooks/{path.name})" in readme
 
 
-def test_the_committed_outputs_are_one_clean_run_from_top_to_bottom(committed):
+def test_committed_outputs_are_one_clean_run(committed):
     cells = code_cells(committed)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    silent = [cell for cell in cells if not cell.outputs]
-    assert len(silent) <= 5  # imports, parameters, trials before their figure, nothing recomputed
-    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-    assert not [o for cell in cells for o in cell.outputs if o.get("name") == "stderr"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert len([cell for cell in cells if cell.outputs]) > len(cells) / 2
     assert "widgets" not in committed.metadata
     assert "papermill" not in committed.metadata
     assert "NOT MNIST" not in str(cells)
 
 
-def test_the_notebook_only_calls(committed):
+def test_notebook_asserts_only_in_its_last_section(committed):
+    headings = [i for i, cell in enumerate(committed.cells) if cell.source.startswith("## ")]
+    checks = committed.cells[headings[-1] :]
+    assert checks[0].source.splitlines()[0].endswith("Checks")
     for cell in code_cells(committed):
-        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
-        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.Lambda}
-        assert len(cell.source.splitlines()) <= 10, cell.source
-
-
-def test_the_notebook_ends_with_its_checks(committed):
-    titles = [c.source.splitlines()[0] for c in committed.cells if c.source.startswith("## ")]
-    assert titles[-1].endswith("Checks")
-    before = [c for c in code_cells(committed) if "assert" in c.source]
-    last = next(i for i, c in enumerate(committed.cells) if c.source.startswith(titles[-1]))
-    assert all(c in committed.cells[last:] or "if recompute:" in c.source for c in before)
+        if "assert " in cell.source:
+            assert cell in checks or "if recompute:" in cell.source, cell.source

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mnist_lab.research.calibration import calibration, fit_temperature, with_temperature
 from mnist_mlp.evaluation import Evaluation
-from mnist_mlp.research.calibration import calibration, fit_temperature, with_temperature
 
 
 def test_calibration_is_that_of_counting_by_hand(random_evaluation):

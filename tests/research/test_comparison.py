@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import optimize, special, stats
 
-from mnist_mlp.research.comparison import Comparison, compare, paired_interval
+from mnist_mlp.comparison import Comparison, compare, paired_interval
 
 
 def test_compare_is_mcnemars_test_and_its_interval_agrees():

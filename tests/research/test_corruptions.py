@@ -8,8 +8,8 @@ from skimage.feature import canny
 from skimage.transform import AffineTransform, warp
 from skimage.util import random_noise
 
+from mnist_lab.research.corruptions import CORRUPTIONS, corrupt, plasma
 from mnist_mlp import load
-from mnist_mlp.research.corruptions import CORRUPTIONS, corrupt, plasma
 
 
 @pytest.fixture(scope="module")

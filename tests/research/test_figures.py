@@ -1,11 +1,10 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from helpers import texts
 
-from mnist_mlp.research.ablation import ablation_plot
-from mnist_mlp.research.calibration import calibration, reliability_curve
-from mnist_mlp.research.tuning import learning_rates_plot
+from mnist_lab.research.ablation import ablation_plot
+from mnist_lab.research.calibration import calibration, reliability_curve
+from mnist_lab.research.tuning import learning_rates_plot
 
 
 def test_learning_rates_are_drawn_and_the_best_of_each_is_named():
@@ -38,11 +37,3 @@ def test_the_ablation_shows_every_seed_and_their_mean():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
     left, right = ax.get_xlim()
     assert left > 3 > 0.8 > right  # the better, the further to the right
-
-
-def test_an_axes_that_is_given_is_drawn_on_and_returned(evaluation):
-    figure, axes = plt.subplots(1, 3)
-    assert learning_rates_plot({"a": {1: 1}}, axes[0]) is axes[0]
-    assert reliability_curve(evaluation, axes[1]) is axes[1]
-    assert ablation_plot({"a": [0.98, 0.97]}, ax=axes[2]) is axes[2]
-    assert plt.get_fignums() == [figure.number]

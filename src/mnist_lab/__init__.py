@@ -1,0 +1,1 @@
+"""What goes beyond `mnist_mlp`: handwriting, and experiments around the network."""

@@ -1,0 +1,1 @@
+"""Experiments around the core: calibration, distillation, tuning, ablation, robustness, sweeps."""

@@ -1,0 +1,98 @@
+"""Distillation: a teacher's logits for augmented images, computed once for all students."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mnist_mlp.augment import random_warp
+from mnist_mlp.data import ImageDataset, epoch_generator
+from mnist_mlp.evaluation import evaluate
+from mnist_mlp.files import atomic_write, repo_root
+
+
+def precompute_teacher_logits(
+    dataset: ImageDataset,
+    teachers: Sequence[nn.Module],
+    copies: int,
+    augment_strength: float = 1.0,
+    seed: int = 0,
+    precision: str = "float32",
+    progress: bool = True,
+) -> list[ImageDataset]:
+    """Return augmented copies of the data set with the teachers' mean logits.
+
+    A teacher costs more than a student's step, so its logits are computed once for all epochs.
+
+    Args:
+        dataset: The images to augment.
+        teachers: Trained networks.
+        copies: How many copies to make; one of 55,000 images takes 44 MB.
+        augment_strength: As in `Recipe`.
+        seed: Of the random warps.
+        precision: Of the teachers, "float32" or "bfloat16".
+        progress: Whether to show a progress bar.
+
+    Raises ValueError if a teacher has another number of classes than the data set.
+    Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
+    teacher and student must see the same augmented image.
+    """
+    device = next(teachers[0].parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, precision == "bfloat16")
+    bar = tqdm(range(copies), "Teacher logits", unit="copy", file=sys.stdout, disable=not progress)
+
+    sets = []
+    for copy in bar:
+        generator = epoch_generator(seed, copy)
+        warped = [
+            random_warp(batch.float() / 255, generator, augment_strength)
+            for batch in dataset.images.to(device).split(1024)
+        ]
+        images = (torch.cat(warped) * 255).round().to(torch.uint8).cpu()
+        augmented = replace(dataset, images=images)
+
+        with autocast:
+            on_device = augmented.to(device)
+            logits = [evaluate(teacher, on_device).logits for teacher in teachers]
+        for teacher_logits in logits:
+            if teacher_logits.shape[1] != len(dataset.classes):
+                raise ValueError(
+                    f"a teacher must know the data set's {len(dataset.classes)} classes, "
+                    f"found one of {teacher_logits.shape[1]}."
+                )
+
+        sets.append(replace(augmented, teacher_logits=torch.stack(logits).mean(0).half()))
+    return sets
+
+
+def save_distillation_sets(sets: Sequence[ImageDataset], path: str | Path) -> None:
+    """Save the images and teacher logits of augmented copies, without the labels."""
+    logits = [copy.teacher_logits for copy in sets if copy.teacher_logits is not None]
+    content = {
+        "images": torch.stack([copy.images for copy in sets]),
+        "teacher_logits": torch.stack(logits),
+    }
+    with atomic_write(Path(path)) as file:
+        torch.save(content, file)
+
+
+def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[ImageDataset]:
+    """Return the augmented copies of the data set in a file, memory-mapped.
+
+    Raises FileNotFoundError if there is none, ValueError if they are of another data set.
+    """
+    path = repo_root() / path
+    if not path.exists():
+        raise FileNotFoundError(f"there are no teacher logits in {path}: run `make ablation`.")
+
+    content = torch.load(path, weights_only=True, mmap=True)
+    n_images = content["images"].shape[1]
+    if n_images != len(dataset):
+        raise ValueError(f"{path} holds copies of {n_images:,} images, expected {len(dataset):,}.")
+
+    pairs = zip(content["images"], content["teacher_logits"], strict=True)
+    return [replace(dataset, images=images, teacher_logits=logits) for images, logits in pairs]

@@ -1,0 +1,98 @@
+"""Robustness: the errors on MNIST-C's corruptions in the record of `make ablation`."""
+
+from collections.abc import Mapping
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from mnist_lab.research.ablation import test_accuracies
+from mnist_mlp.plots import BLUE, GREY, new_axes
+
+# For each corruption, the disturbance of the robust network's training that is most like it.
+RESEMBLES = {
+    "shot_noise": "noise",
+    "impulse_noise": "the same noise",
+    "glass_blur": "random convolution",
+    "motion_blur": "random convolution",
+    "shear": "a wide warp",
+    "scale": "a wide warp",
+    "rotate": "a wide warp",
+    "brightness": "contrast and black level",
+    "translate": "a wide warp",
+    "stripe": "inverted rectangles",
+    "fog": "smooth fields",
+    "spatter": "",
+    "dotted_line": "straight strokes",
+    "zigzag": "straight strokes",
+    "canny_edges": "random convolution, threshold",
+}
+
+
+def robustness_table(record: dict) -> pd.DataFrame:
+    """Return the mean accuracy on each corruption of the best and of the robust network.
+
+    The last column says what in the robust network's training resembles the corruption.
+    """
+    clean = test_accuracies(record)
+    errors = corruption_errors(record)
+    columns = {}
+    for name in (record["best"], record["robust"]):
+        accuracies = [mean(clean[name])]
+        accuracies += [1 - errors[name][corruption] for corruption in RESEMBLES]
+        accuracies += [1 - mean(errors[name].values())]
+        columns[name] = [f"{accuracy:.1%}" for accuracy in accuracies]
+    columns["seen in training"] = ["", *RESEMBLES.values(), ""]
+
+    corruptions = [name.replace("_", " ") for name in RESEMBLES]
+    index = pd.Index(["none", *corruptions, "mean of the fifteen"], name="corruption")
+    return pd.DataFrame(columns, index=index)
+
+
+def corruption_errors(record: dict) -> dict[str, dict[str, float]]:
+    """Return the mean test error, from 0 to 1, of each configuration on each corruption."""
+    n = record["test_images"]
+    return {
+        name: {
+            corruption: 1 - mean(run["corrupted"][corruption] for run in configuration["runs"]) / n
+            for corruption in RESEMBLES
+        }
+        for name, configuration in record["configurations"].items()
+    }
+
+
+def pareto_plot(
+    record: dict, published: Mapping[str, tuple[float, float]] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the mean error on the corruptions against the error on clean images, in percent.
+
+    `published`: name -> accuracy on clean images and mean accuracy on the corruptions, of others.
+    """
+    ax = ax or new_axes(9, 5)
+    clean = test_accuracies(record)
+    corrupted = corruption_errors(record)
+    points = {}
+    for name in record["configurations"]:
+        points[name] = (1 - mean(clean[name]), mean(corrupted[name].values()), BLUE)
+    for name, (clean_accuracy, corrupted_accuracy) in (published or {}).items():
+        points[name] = (1 - clean_accuracy, 1 - corrupted_accuracy, GREY)
+
+    ax.set(xscale="log", yscale="log")
+    drawn: list[np.ndarray] = []
+    for name, (x, y, colour) in points.items():
+        ax.plot(100 * x, 100 * y, "o", color=colour, markersize=8)
+        here = np.log([x, y])
+        close = sum(bool((abs(here - there) < (0.4, 0.05)).all()) for there in drawn)
+        drawn.append(here)
+        offset = (9, 4 - 15 * close)  # labels of points that lie close are below each other
+        ax.annotate(name, (100 * x, 100 * y), offset, textcoords="offset points", fontsize=9)
+
+    ax.margins(x=0.16, y=0.1)
+    clean_ticks = (0.3, 0.4, 0.5, 0.7, 1, 1.5, 2)
+    corrupted_ticks = (3, 5, 7, 10, 15, 20, 30)
+    ax.set_xticks(clean_ticks, [f"{tick:g}%" for tick in clean_ticks])
+    ax.set_yticks(corrupted_ticks, [f"{tick:g}%" for tick in corrupted_ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="error on clean digits", ylabel="mean error on the fifteen corruptions")
+    return ax

@@ -1,0 +1,246 @@
+"""Many training runs, each with its own record, on this machine or on a Dask cluster."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from multiprocessing import parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from torch import nn
+from tqdm import tqdm
+
+from mnist_lab.research.convnet import ConvNet
+from mnist_lab.research.distillation import load_distillation_sets
+from mnist_lab.research.strong_augment import strong_augment
+from mnist_mlp.checkpoint import read_card, save_weights
+from mnist_mlp.data import concatenate
+from mnist_mlp.datasets import load
+from mnist_mlp.files import read_json, write_json
+from mnist_mlp.model import EnhancedNet
+from mnist_mlp.recipe import Recipe
+from mnist_mlp.train import default_augmentation, fit, resolve_precision
+
+MODELS = {"EnhancedNet": EnhancedNet, "ConvNet": ConvNet}
+
+# The fields of a run beyond those of `Recipe`.
+RUN_DEFAULTS: dict[str, Any] = {
+    "dataset": "mnist",
+    "model": "EnhancedNet",
+    "teacher_logits": "",  # a file of `save_distillation_sets`
+    "all_images": False,  # True: train on the validation images too
+    "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
+}
+
+VERSION = {"record": 4, "torch": str(torch.__version__)}
+
+
+def with_defaults(run: dict) -> dict:
+    """Return the run with all its fields; missing ones are those of the published recipe.
+
+    The precision "auto" becomes the one that is used here.
+
+    Raises:
+        TypeError: A field is unknown or has a value of another type.
+        ValueError: A value is out of range.
+    """
+    extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
+    if extras["model"] not in MODELS:
+        expected = " or ".join(repr(name) for name in MODELS)
+        raise ValueError(f"model must be {expected}, found {extras['model']!r}.")
+    if not isinstance(extras["all_images"], bool):
+        raise TypeError(f"all_images must be True or False, found {extras['all_images']!r}.")
+    if not 0 <= extras["disturbed_share"] <= 1:
+        raise ValueError(
+            f"disturbed_share must be a number from 0 to 1, found {extras['disturbed_share']!r}."
+        )
+
+    recipe = recipe_of(run)
+    precision = resolve_precision(recipe.precision, recipe.device or "cpu")
+    return {**extras, **recipe.asdict(), "precision": precision}
+
+
+def recipe_of(run: dict) -> Recipe:
+    """Return the recipe of a run."""
+    return Recipe(**{name: value for name, value in run.items() if name not in RUN_DEFAULTS})
+
+
+def run_name(run: dict) -> str:
+    """Return the name of a run's files: its model, a digest of all its fields, its seed."""
+    run = with_defaults(run)
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    return f"{run['model']}-{digest[:12]}-{run['seed']}"
+
+
+def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
+    """Train each run that has no record in the folder yet; return all records, in order.
+
+    A record is the card of the run's weights (`save_weights`), so a sweep that was killed continues
+    where it was. If a run fails, its record has only `run`, `version` and `failed`, the reason;
+    remove the file to try again.
+
+    Args:
+        runs: The fields of `Recipe` that differ from the default. A run may also have `dataset`,
+            `model` ("EnhancedNet" or "ConvNet"), `teacher_logits` (a file of
+            `save_distillation_sets`), `all_images` (True: train on the validation images too) and
+            `disturbed_share` (the fraction of each batch that `strong_augment` changes).
+        folder: Where the records and weights are.
+        threads: The threads of each run. As many runs train at a time as the processors hold, or
+            as a `cluster` has workers.
+
+    Raises:
+        TypeError, ValueError: A run is invalid. Nothing has been trained then.
+    """
+    folder = Path(folder)
+    runs_by_name = {run_name(run): with_defaults(run) for run in runs}
+
+    records = {}
+    to_train = {}
+    for name, run in runs_by_name.items():
+        record = read_record(folder / f"{name}.json", run)
+        if record is None:
+            to_train[name] = run
+        else:
+            records[name] = record
+
+    workers = Parallel(max(1, cpu_count() // threads), return_as="generator_unordered")
+    trained = workers(delayed(_train)(name, run, threads) for name, run in to_train.items())
+    progress = tqdm(
+        trained, "Sweep", total=len(runs_by_name), initial=len(records), file=sys.stdout
+    )
+    for name, model, record in progress:
+        if model is None:
+            write_json(folder / f"{name}.json", record)
+        else:
+            save_weights(model, folder / f"{name}.pth", **record)
+            record = read_card(folder / f"{name}.pth")
+        records[name] = record
+
+    failed = [record for record in records.values() if "failed" in record]
+    if failed:
+        print(f"{len(failed)} of {len(records)} runs failed:")
+    for record in failed:
+        recipe = recipe_of(record["run"])
+        print(f"  {run_name(record['run'])} {recipe.diff_from_default()}: {record['failed']}")
+
+    return [records[run_name(run)] for run in runs]
+
+
+def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
+    """Train a run that has all fields; return the model and its record.
+
+    If the training fails, there is no model, and the record says why.
+    """
+    torch.set_num_threads(threads)
+    try:
+        splits = load(run["dataset"], download=False)
+        images = splits.train
+        if run["all_images"]:
+            images = concatenate(splits.train, splits.validation)
+        train_sets = [images]
+        if run["teacher_logits"]:
+            train_sets = load_distillation_sets(run["teacher_logits"], images)
+
+        recipe = recipe_of(run)
+        augment = None
+        if run["disturbed_share"]:
+            augment = _strong_augmentation(recipe, run["disturbed_share"])
+            # `fit` takes the strengths of its own warps or our function, not both.
+            recipe = replace(
+                recipe,
+                augment_strength=Recipe.augment_strength,
+                elastic_strength=Recipe.elastic_strength,
+            )
+
+        torch.manual_seed(run["seed"])
+        model = MODELS[run["model"]](len(images.classes))
+        history = fit(model, train_sets, splits.validation, recipe, augment=augment, progress=False)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return None, {"run": run, "version": VERSION, "failed": reason}
+
+    record = {
+        "run": run,
+        "version": VERSION,
+        "threads": threads,
+        "validation_accuracy": history.validation_accuracy,
+        "best_epoch": history.best_epoch,
+        "seconds": history.seconds,
+        "epochs": history.epochs,
+    }
+    return model.cpu(), record
+
+
+def _strong_augmentation(recipe: Recipe, fraction: float) -> Callable[..., torch.Tensor]:
+    """Return a function that warps as the recipe says, and then augments a fraction strongly."""
+    warp = default_augmentation(recipe)
+
+    def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        if warp is not None:
+            images = warp(images, generator)
+        return strong_augment(images, generator, fraction)
+
+    return augment
+
+
+def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, dict]:
+    end_with_parent()
+    model, record = train_run(run, threads)
+    return name, model, record
+
+
+@cache
+def end_with_parent() -> None:
+    """End this worker within a second of its parent; loky leaves the workers of a killed one."""
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if parent_process() is not None:  # not in the process that calls `sweep`
+        Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
+def read_record(path: Path, run: dict) -> dict | None:
+    """Return the run's record, or None if there is none or it cannot be used."""
+    if not path.exists():
+        return None
+
+    try:
+        record = read_json(path, {"run": dict, "version": dict})
+        if "failed" not in record:
+            read_card(path.with_suffix(".pth"))  # raises unless it is of these weights
+        if record["run"] != run or record["version"] != VERSION:
+            raise ValueError("it is of another run or version")
+    except (OSError, ValueError) as error:
+        print(f"{path} cannot be used and is computed again: {error!r}.", flush=True)
+        return None
+
+    return record
+
+
+@contextmanager
+def cluster(address: str) -> Iterator:
+    """Yield the client of the Dask cluster with the scheduler at `address`: `sweep` runs there.
+
+    Raises ConnectionError if no scheduler answers within ten seconds.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"no Dask scheduler answers at {address}: {error}.") from error
+
+    with client, parallel_config(backend="dask"):
+        yield client

@@ -1,0 +1,283 @@
+"""`load`: MNIST, data sets like it, and scikit-learn's small digits, each as splits."""
+
+import gzip
+import hashlib
+import io
+import os
+import warnings
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mnist_mlp.data import ImageDataset, Splits, centre, stratified_split
+from mnist_mlp.files import atomic_write, repo_root
+
+# Size in bytes and SHA-256 of the extracted files.
+MNIST_FILES = {
+    "train-images-idx3-ubyte": (
+        47_040_016,
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    ),
+    "train-labels-idx1-ubyte": (
+        60_008,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    ),
+    "t10k-images-idx3-ubyte": (
+        7_840_016,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        10_008,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+}
+
+# Where each of these files is, with .gz at the end of its name.
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+TIMEOUT_SECONDS = 10  # without an answer; then the next mirror is asked
+
+# The class and the arguments of torchvision's data sets.
+TORCHVISION_DATASETS = {
+    "fashion": ("FashionMNIST", {}),
+    "kmnist": ("KMNIST", {}),
+    "qmnist": ("QMNIST", {}),
+    "emnist-digits": ("EMNIST", {"split": "digits"}),
+    "usps": ("USPS", {}),
+}
+
+
+def default_root() -> Path:
+    """Return `$MNIST_ROOT`, else `data/`, both relative to the repository."""
+    return repo_root() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser()
+
+
+def missing_data_hint(class_name: str) -> str:
+    """Return what to do if the files of this class of torchvision are missing."""
+    files = "usps.bz2 and usps.t.bz2" if class_name == "USPS" else f"{class_name}/raw/"
+    return (
+        f"Set MNIST_ROOT to the folder that holds {files}, connect to the network once, "
+        "or use load('digits')."
+    )
+
+
+def load(
+    name: str = "mnist",
+    root: str | Path | None = None,
+    download: bool = True,
+    seed: int = 0,
+) -> Splits:
+    """Return the training, validation and test images of a data set.
+
+    Args:
+        name: "mnist" has 55,000, 5,000 and 10,000 images. "digits" are scikit-learn's 1,797
+            embedded digits, which need no network. "auto" is MNIST if it is there or can be
+            downloaded, else the digits, with a warning. "fashion", "kmnist", "qmnist",
+            "emnist-digits" and "usps" are read by torchvision.
+        root: The folder that holds `MNIST/raw/`, by default `$MNIST_ROOT`, else `data/`.
+        download: Whether missing files are downloaded, and damaged files of MNIST replaced.
+        seed: The seed of the validation set: a stratified twelfth of the training images.
+
+    Raises:
+        TypeError: The name or the seed is invalid.
+        ValueError: The name is unknown, or a file is damaged and cannot be downloaded again.
+        FileNotFoundError: The data set is not there and cannot be downloaded.
+        OSError: A file cannot be read.
+    """
+    names = ", ".join(map(repr, ("mnist", "digits", "auto", *TORCHVISION_DATASETS)))
+    expected = (
+        f"expected {names}. For a folder of pictures use mnist_lab.handwriting.folder.load_folder"
+    )
+    if not isinstance(name, str):
+        raise TypeError(f"load takes the name of a data set, found {name!r}: {expected}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise TypeError(f"seed must be a whole number of at least 0, found {seed!r}.")
+
+    if name == "auto":
+        try:
+            return load("mnist", root, download, seed)
+        except FileNotFoundError as error:
+            warning = f"These are scikit-learn's 1,797 small digits, NOT MNIST. {error}"
+            warnings.warn(warning, stacklevel=2)
+            return replace(load("digits", seed=seed), warning=warning)
+
+    root = Path(root or default_root()).expanduser()
+    if name == "mnist":
+        train, test = load_mnist(root, download)
+    elif name == "digits":
+        train, test = _load_digits(seed)
+    elif name in TORCHVISION_DATASETS:
+        train, test = _load_torchvision(name, root, download)
+    else:
+        raise ValueError(f"unknown data set {name!r}: {expected}.")
+
+    kept, held_out = stratified_split(train.labels, holdout_fraction=1 / 12, seed=seed)
+    return Splits(name, train.subset(kept), train.subset(held_out), test)
+
+
+def load_mnist(root: Path, download: bool) -> tuple[ImageDataset, ImageDataset]:
+    """Return the 60,000 training and the 10,000 test images, in the order of MNIST's files.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: As `load`.
+    """
+    content = {}
+    for name in MNIST_FILES:
+        content[name] = _read_or_download(root / "MNIST" / "raw" / name, download)
+
+    parts = []
+    for prefix in ("train", "t10k"):
+        # The headers of the files have 16 and 8 bytes.
+        images = content[f"{prefix}-images-idx3-ubyte"][16:].view(-1, 28, 28)
+        labels = content[f"{prefix}-labels-idx1-ubyte"][8:].long()
+        parts.append(ImageDataset(images, labels))
+
+    train, test = parts
+    return train, test
+
+
+def _read_or_download(path: Path, download: bool) -> torch.Tensor:
+    """Return the bytes of one of MNIST's files, which is downloaded if it has to be."""
+    try:
+        return _read_verified(path)
+    except PermissionError as error:
+        hint = missing_data_hint("MNIST")
+        raise PermissionError(f"MNIST cannot be read: {error}. {hint}") from error
+    except (FileNotFoundError, ValueError) as error:
+        if not download:
+            raise
+        problem = error
+
+    try:
+        _download(path)
+    except OSError as error:
+        # Still a FileNotFoundError or a ValueError: that nothing is there, or what is wrong.
+        raise type(problem)(f"{problem} The download failed ({error}).") from error
+    return _read_verified(path)
+
+
+def _read_verified(path: Path) -> torch.Tensor:
+    """Return the bytes of one of MNIST's files, uint8 of shape (size,).
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is not MNIST's file: truncated, altered, or of another data set.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"MNIST is not there: {path.parent} lacks {path.name}. {missing_data_hint('MNIST')}"
+        )
+
+    size, sha256 = MNIST_FILES[path.name]
+    remedy = "Load with download=True to fetch it again, or copy it from a good source."
+
+    actual_size = path.stat().st_size
+    if actual_size != size:
+        problem = "truncated" if actual_size < size else "not MNIST's"
+        raise ValueError(f"{path} is {problem}: {actual_size:,} bytes, expected {size:,}. {remedy}")
+
+    content = np.fromfile(path, np.uint8)
+    actual_sha256 = hashlib.sha256(content.data).hexdigest()
+    if actual_sha256 != sha256:
+        raise ValueError(
+            f"{path} is altered or of another data set: its SHA-256 begins {actual_sha256[:12]}, "
+            f"expected {sha256[:12]}. {remedy}"
+        )
+    return torch.from_numpy(content)
+
+
+def _download(path: Path) -> None:
+    """Download one of MNIST's files from the first mirror that has it.
+
+    The file gets its name only when it is complete and verified. An interrupted download
+    therefore leaves no damaged file, and concurrent downloads cannot mix.
+
+    Raises:
+        OSError: No mirror has the file, or it cannot be written.
+    """
+    import pooch  # here, because MNIST is downloaded only once
+
+    size, sha256 = MNIST_FILES[path.name]
+    download_url = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
+    problems = []
+
+    for mirror in MIRRORS:
+        archive = io.BytesIO()
+        try:
+            download_url(f"{mirror}{path.name}.gz", archive, None)
+            archive.seek(0)
+            content = gzip.GzipFile(fileobj=archive).read(size + 1)  # no more, whatever it holds
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            problems.append(f"{mirror}: {error}")
+            continue
+
+        if hashlib.sha256(content).hexdigest() != sha256:
+            problems.append(f"{mirror}: it sent another file")
+            continue
+
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+        return
+
+    raise OSError("; ".join(problems))
+
+
+def _load_digits(seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Return scikit-learn's 8x8 digits as 28x28 images: 1,437 for training and 360 for the test."""
+    from sklearn import datasets  # here, because it takes time to import
+
+    digits = datasets.load_digits()
+    images = torch.stack([centre(torch.tensor(image)) for image in digits.images / 16])
+    everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
+
+    kept, held_out = stratified_split(everything.labels, holdout_fraction=1 / 5, seed=seed)
+    return everything.subset(kept), everything.subset(held_out)
+
+
+def _load_torchvision(name: str, root: Path, download: bool) -> tuple[ImageDataset, ImageDataset]:
+    """Return the training and the test images of one of torchvision's data sets."""
+    class_name, _ = TORCHVISION_DATASETS[name]
+
+    try:
+        train = _read_torchvision(name, root, download, train=True)
+        test = _read_torchvision(name, root, download, train=False)
+    except Exception as error:  # torchvision raises errors of all kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        files = "usps*.bz2" if class_name == "USPS" else f"{class_name}/raw/*ubyte"
+        if any(root.glob(files)):
+            raise ValueError(
+                f"{class_name} in {root} is damaged or incomplete ({reason}). "
+                f"Delete {root / files} and load it again with download=True."
+            ) from error
+        raise FileNotFoundError(
+            f"{class_name} is not in {root} ({reason}). {missing_data_hint(class_name)}"
+        ) from error
+
+    return train, test
+
+
+def _read_torchvision(name: str, root: Path, download: bool, train: bool) -> ImageDataset:
+    import torchvision  # here, because it takes time to import
+
+    class_name, arguments = TORCHVISION_DATASETS[name]
+    dataset_class = getattr(torchvision.datasets, class_name)
+    dataset = dataset_class(root, train=train, download=download, **arguments)
+
+    images = torch.as_tensor(dataset.data)
+    if name == "usps":  # 16x16
+        images = torch.stack([centre(image / 255) for image in images])
+    if name == "emnist-digits":  # its files hold each image transposed
+        images = images.transpose(1, 2).contiguous()
+
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    if name == "qmnist":  # further columns: the writer, the source, ...
+        labels = labels[:, 0]
+
+    if name in ("fashion", "kmnist"):
+        return ImageDataset(images, labels, tuple(dataset.classes))
+    return ImageDataset(images, labels)

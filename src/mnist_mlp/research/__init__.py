@@ -1,1 +1,0 @@
-"""Experiments around the core: comparison, calibration, tuning, ablation, robustness, sweeps."""

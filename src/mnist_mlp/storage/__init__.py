@@ -1,1 +1,0 @@
-"""Files that survive faults and strangers: weights, cards, records and training checkpoints."""
