@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist_mlp.data import ImageDataset, batches, check_dataset
-from mnist_mlp.optim import float32_products
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -109,7 +108,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
 
     try:
-        with float32_products(), torch.inference_mode():
+        with torch.inference_mode():
             yield device
     finally:
         for module, training in training_modes.items():

@@ -1,8 +1,7 @@
 """Optimizers, learning-rate schedules, and the precision of the matrix products."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -135,23 +134,3 @@ def multiplies_bfloat16(device: torch.device | str) -> bool:
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device_type == "cpu" and bfloat16_units() != "none"
-
-
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Let oneDNN multiply in float32 where that is faster; restore the setting afterwards.
-
-    torch leaves products in float32 to MKL, which has half of oneDNN's rate on AMD's processors
-    with AVX-512. The setting also allows oneDNN to round to bfloat16, which it does on AMX only:
-    there, and where there is a setting already, nothing is changed.
-    Source: PyTorch's "Numerical accuracy", reduced precision on oneDNN.
-    """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    if before == "none" and bfloat16_units() == "AVX-512 BF16":
-        matmul.fp32_precision = "bf16"  # without AMX oneDNN still computes in float32
-
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
