@@ -53,7 +53,7 @@ def test_in_the_notebook_a_changed_parameter_counts_without_the_sections_between
     runner("recipe = Recipe(")
     runner("label_smoothing = 0.0", epochs(1))
     runner("recipe = Recipe(")
-    assert " 1/1 " in text(runner("fit(model, splits"))
+    assert " 1/1 " in text(runner("history = fit(model"))
 
 
 COUNTED = """
@@ -71,7 +71,7 @@ def test_in_the_notebook_a_quick_look_trains_few_epochs_in_all(runner):
     runner("recipe = Recipe(", lambda source: source + COUNTED)
     runner("by_scale = {")
     runner("small = trials")
-    cell = runner("fit(model, splits", lambda source: f"{source}\nprint('in all', sum(trained))")
+    cell = runner("history = fit(model", lambda source: f"{source}\nprint('in all', sum(trained))")
     assert "in all 7" in text(cell)
 
 
@@ -93,7 +93,7 @@ def test_in_the_notebook_the_stop_button_leaves_a_state_in_which_the_next_cells_
     runner("label_smoothing = 0.0", epochs(5))
     runner("recipe = Recipe(", lambda source: source + INTERRUPTING)
     with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
-        runner("fit(model, splits")
+        runner("history = fit(model")
     assert "Best epoch: 1" in text(runner("outputs = notebook.Outputs"))
     runner("plots.training_metrics({")
     runner("parts = {")
@@ -102,7 +102,7 @@ def test_in_the_notebook_the_stop_button_leaves_a_state_in_which_the_next_cells_
         "weights_path = outputs.save_model", lambda source: source + "\nprint(weights_path)"
     )
     assert "enhanced_model-digits.pth" in text(path)
-    assert " 5/5 " in text(runner("fit(model, splits"))
+    assert " 5/5 " in text(runner("history = fit(model"))
 
 
 def test_execute_py_tells_how_it_is_called():
