@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import threading
 
 from helpers import CLASSES, idx  # before torch: it sets how many threads that has
 
@@ -12,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
 
 from mnist_mlp import datasets
 from mnist_mlp.data import ImageDataset, Splits
@@ -29,12 +27,6 @@ def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that no process ends long after the others."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_lock():
-    """Keep tqdm's lock in this process: mutmut forks, and a fork killed with it would hang all."""
-    tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,8 @@ def fit(
                 history.stopped = f"after epoch {epoch} of {recipe.epochs}"
                 break
     except KeyboardInterrupt:
-        history.stopped = f"in epoch {len(history.epochs) + 1} of {recipe.epochs}"
+        if len(history.epochs) < recipe.epochs:
+            history.stopped = f"in epoch {len(history.epochs) + 1} of {recipe.epochs}"
         raise
     finally:
         bar.close()
