@@ -51,8 +51,8 @@ def fit(
 ) -> History:
     """Train the model in place and return the history; the model ends with its best weights.
 
-    The best weights are those of the epoch with the highest validation accuracy (the later one on
-    a tie), or with `Recipe(select="last epoch")` those of the last epoch. Training is
+    The best weights are the averaged weights of the epoch with the highest validation accuracy (the
+    later one on a tie), or with `Recipe(select="last epoch")` those of the last epoch. Training is
     deterministic: the same initial weights, recipe, machine and thread count give bit-identical
     weights.
 
@@ -61,8 +61,8 @@ def fit(
 
     Args:
         model: A network that takes float32 images of shape (N, 784) and returns logits.
-        train: One data set, or several that take turns, one per epoch. Data sets with teacher
-            logits are trained by distillation.
+        train: One data set, or a list of several that take turns, one per epoch. Data sets with
+            teacher logits are trained by distillation.
         validation: The data set on which the best epoch is chosen.
         recipe: The hyperparameters.
         optimizer: Your own, such as `torch.optim.SGD` or `partial(torch.optim.SGD, momentum=0.9)`.
@@ -74,10 +74,11 @@ def fit(
         augment: Your own augmentation, in place of the warps. It is called with the images,
             float32 of shape (N, 28, 28) from 0 to 1, and a `torch.Generator`.
         checkpoint: A file that is saved after every epoch. The same call continues from it; the
-            result is bit-identical to that of an uninterrupted training.
+            result is bit-identical to that of an uninterrupted training. It knows the settings, the
+            initial weights and the data, not the source: delete it after you have edited code.
         on_epoch: A function that is called with the history after each epoch. The training stops
             if it returns True.
-        history: An object to fill, `History(recipe)`, so that it can be read after an interrupt.
+        history: A `History(recipe)` to fill anew, so that it can be read after an interrupt.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -125,12 +126,14 @@ def fit(
     )
     augmentation = augment or default_augmentation(recipe)
 
-    sizes = [len(train_sets[epoch % len(train_sets)]) for epoch in range(recipe.epochs)]
-    total_steps = sum(math.ceil(size / recipe.batch_size) for size in sizes)
+    # Several training sets take turns.
+    set_of_epoch = [train_sets[i % len(train_sets)] for i in range(recipe.epochs)]
+    steps_of_epoch = [math.ceil(len(part) / recipe.batch_size) for part in set_of_epoch]
     model_optimizer = make_optimizer(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    scheduler = make_scheduler(model_optimizer, total_steps)
+    scheduler = make_scheduler(model_optimizer, sum(steps_of_epoch))
+    # A copy of the model; after each step `update_average` moves its weights towards the model's.
     average = AveragedModel(model, multi_avg_fn=partial(update_average, decay=recipe.ema_decay))
     best_weights = None
 
@@ -158,8 +161,8 @@ def fit(
             best_weights = state["best_weights"]
             history.epochs = state["epochs"]
             history.best_epoch = state["best_epoch"]
-        if len(history.epochs) == recipe.epochs:
-            warnings.warn(f"{checkpoint} is complete: nothing was trained.", stacklevel=2)
+            if len(history.epochs) == recipe.epochs:
+                warnings.warn(f"{checkpoint} is complete: nothing was trained.", stacklevel=2)
 
     bar = tqdm(
         total=recipe.epochs,
@@ -173,7 +176,7 @@ def fit(
         for epoch in range(len(history.epochs) + 1, recipe.epochs + 1):
             start = time.perf_counter()
 
-            train_set = train_sets[(epoch - 1) % len(train_sets)]
+            train_set = set_of_epoch[epoch - 1]
             generator = epoch_generator(recipe.seed, epoch)
             epoch_batches = batches(train_set, recipe.batch_size, generator, augmentation)
             loss, accuracy = train_epoch(
@@ -181,9 +184,7 @@ def fit(
             )
 
             result = evaluate(average.module, validation)
-            check_validation(
-                result, epoch, recipe, steps=math.ceil(total_steps * epoch / recipe.epochs)
-            )
+            check_validation(result, epoch, recipe, steps=sum(steps_of_epoch[:epoch]))
             history.epochs.append(
                 {
                     "loss": loss,
@@ -195,6 +196,7 @@ def fit(
                 }
             )
 
+            # The history still has the accuracy of the best epoch before this one.
             is_best = result.accuracy >= history.validation_accuracy
             if is_best or recipe.select == "last epoch":
                 best_weights = copy.deepcopy(average.module.state_dict())
