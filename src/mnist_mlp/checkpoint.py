@@ -36,13 +36,18 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
             SHA-256 of the .pth file, the versions and the date are added.
 
     Raises:
-        ValueError: Another ending, or a number in the card that is not finite.
+        ValueError: Another ending; a number in the card that is not finite; an entry that is added
+            anyway.
         TypeError: A value in the card that JSON cannot hold.
         OSError: A file cannot be written. Each of the two has its old or its new content.
     """
     path = Path(path)
     if path.suffix not in (".pth", ".pt"):  # lr0.1 and lr0.2 would share the card lr0.json
         raise ValueError(f"weights must be saved in a .pth file, found {path.name!r}.")
+
+    own_entries = card.keys() & {"model", "parameters", "versions", "machine", "saved", "sha256"}
+    if own_entries:
+        raise ValueError(f"the card's {sorted(own_entries)} are written by save_weights itself.")
 
     weights = to_bytes({name: t.cpu().clone() for name, t in model.state_dict().items()})
     whole_card = {

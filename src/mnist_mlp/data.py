@@ -23,7 +23,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images as the networks take them: float32 of the same shape."""
-    return images.float().div_(255).sub_(MEAN).div_(STD)
+    return images.div(255).sub_(MEAN).div_(STD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,9 @@ class ImageDataset(Dataset):
         return images, labels, self.teacher_logits.index_select(0, indices).float()
 
     def to(self, device: torch.device | str) -> "ImageDataset":
-        """Return the data set on a device, for example "cuda"."""
+        """Return the data set on a device, for example "cuda"; itself if it is there already."""
+        if self.images.device == torch.device(device):
+            return self
         return self._apply_to_tensors(lambda tensor: tensor.to(device))
 
     def subset(self, indices: torch.Tensor) -> "ImageDataset":
@@ -152,7 +154,18 @@ def concatenate(first: ImageDataset, second: ImageDataset) -> ImageDataset:
 
     For example `concatenate(splits.train, splits.validation)`, for a last training after all
     choices are made.
+
+    Raises:
+        ValueError: They have other classes, or one of them has teacher logits.
     """
+    if first.classes != second.classes:
+        raise ValueError(
+            f"both data sets must have the same classes, found {' '.join(first.classes)} "
+            f"and {' '.join(second.classes)}."
+        )
+    if first.teacher_logits is not None or second.teacher_logits is not None:
+        raise ValueError("data sets with teacher logits cannot be concatenated.")
+
     images = torch.cat([first.images, second.images])
     labels = torch.cat([first.labels, second.labels])
     return ImageDataset(images, labels, first.classes)

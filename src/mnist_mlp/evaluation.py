@@ -104,12 +104,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
     Yields the device of the model.
     """
     training_modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     model.eval()
 
     try:
         with torch.inference_mode():
-            yield device
+            yield device_of(model)
     finally:
         for module, training in training_modes.items():
             module.training = training
@@ -121,8 +120,9 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     The model is evaluated in evaluation mode; each module's mode is restored afterwards.
 
     Raises:
-        TypeError: The data set is not an ImageDataset.
+        TypeError: The model is not a network, or the data set is not an ImageDataset.
     """
+    check_network(model)
     check_dataset("dataset", dataset)
 
     logits = []
@@ -133,8 +133,13 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     return Evaluation(torch.cat(logits).cpu(), dataset.labels.cpu(), dataset.classes)
 
 
-def check_model(model: nn.Module, dataset: ImageDataset) -> None:
-    """Raise TypeError or ValueError if the model cannot classify the images of the data set."""
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the model's first parameter; the CPU if it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def check_network(model: nn.Module) -> None:
+    """Raise TypeError if the model is not a network, but for example its class."""
     if isinstance(model, type):
         raise TypeError(
             f"model must be a network, found the class {model.__name__}: "
@@ -143,6 +148,9 @@ def check_model(model: nn.Module, dataset: ImageDataset) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a network, found {type(model).__name__}.")
 
+
+def check_model(model: nn.Module, dataset: ImageDataset) -> None:
+    """Raise TypeError or ValueError if the model cannot classify the images of the data set."""
     images = dataset.images[:2].flatten(1).float()
     try:
         with evaluation_mode(model):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +30,7 @@ from mnist_mlp.data import (
     check_dataset,
     epoch_generator,
 )
-from mnist_mlp.evaluation import Evaluation, check_model, evaluate
+from mnist_mlp.evaluation import Evaluation, check_model, check_network, device_of, evaluate
 from mnist_mlp.optim import Muon, constant, multiplies_bfloat16, one_cycle
 from mnist_mlp.recipe import History, Recipe
 
@@ -66,7 +67,7 @@ def fit(
         validation: The data set on which the best epoch is chosen.
         recipe: The hyperparameters.
         optimizer: Your own, such as `torch.optim.SGD` or `partial(torch.optim.SGD, momentum=0.9)`.
-            It is called with the parameters, `lr` and `weight_decay`.
+            It is called with the parameters, and with the recipe's `lr` and `weight_decay`.
         schedule: Your own, such as `torch.optim.lr_scheduler.CosineAnnealingLR`. It is called with
             the optimizer and the number of steps, and its result is stepped after every batch.
         loss_fn: Your own, such as `torch.nn.MultiMarginLoss()`. It is called with the logits and
@@ -74,10 +75,11 @@ def fit(
         augment: Your own augmentation, in place of the warps. It is called with the images,
             float32 of shape (N, 28, 28) from 0 to 1, and a `torch.Generator`.
         checkpoint: A file that is saved after every epoch. The same call continues from it; the
-            result is bit-identical to that of an uninterrupted training. It knows the settings, the
+            result is bit-identical to that of an uninterrupted training (with dropout, on the CPU
+            only). It knows the settings, the
             initial weights and the data, not the source: delete it after you have edited code.
         on_epoch: A function that is called with the history after each epoch. The training stops
-            if it returns True.
+            if it returns True. A checkpoint does not keep this: the same call goes on training.
         history: A `History(recipe)` to fill anew, so that it can be read after an interrupt.
         progress: Whether to show a progress bar.
 
@@ -101,13 +103,15 @@ def fit(
     if loss_fn is not None and any(part.teacher_logits is not None for part in train_sets):
         raise ValueError("train has teacher logits, which loss_fn would ignore: give only one.")
 
+    check_network(model)
     if recipe.device is not None:
         model.to(recipe.device)
-        train_sets = [part.to(recipe.device) for part in train_sets]
-        validation = validation.to(recipe.device)
+    device = device_of(model)
+    train_sets = [part.to(device) for part in train_sets]
+    validation = validation.to(device)
     check_model(model, validation)
 
-    precision = resolve_precision(recipe.precision, validation.images.device)
+    precision = resolve_precision(recipe.precision, device)
     if history is None:
         history = History(recipe)
     history.recipe = recipe
@@ -212,7 +216,9 @@ def fit(
 
             bar.set_postfix_str(f"loss={loss:.3f}, validation={result.accuracy:.2%}", refresh=False)
             bar.update()
-            if on_epoch is not None and on_epoch(history) is True and epoch < recipe.epochs:
+            answer = None if on_epoch is None else on_epoch(history)
+            wants_to_stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
+            if wants_to_stop and epoch < recipe.epochs:
                 history.stopped = f"after epoch {epoch} of {recipe.epochs}"
                 break
     except KeyboardInterrupt:
@@ -391,6 +397,14 @@ def check_replaced_fields(recipe: Recipe, optimizer, schedule, loss_fn, augment)
                 raise ValueError(
                     f"{name}={function!r} takes the place of the recipe's {field}, "
                     f"which is {changed_fields[field]!r}: leave one of the two out."
+                )
+
+    if isinstance(optimizer, partial):
+        for name, field in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+            if name in optimizer.keywords:
+                raise ValueError(
+                    f"optimizer sets {name} to {optimizer.keywords[name]!r}, which the recipe "
+                    f"would replace: give it as Recipe({field}=...)."
                 )
 
     for name, function in (("loss_fn", loss_fn), ("augment", augment)):

@@ -276,3 +276,10 @@ def test_an_archive_that_unpacks_to_more_than_it_has_is_refused(saved, enlarge):
 def test_card_is_a_text_that_people_can_read(saved):
     text = saved[1].with_suffix(".json").read_text(encoding="utf-8")
     assert len(text.splitlines()) > len(json.loads(text))
+
+
+@pytest.mark.parametrize("name", ["parameters", "sha256", "saved"])
+def test_save_weights_refuses_an_entry_that_it_writes_itself(tmp_path, name):
+    with pytest.raises(ValueError, match=name):
+        save_weights(EnhancedNet(), tmp_path / "net.pth", **{name: "mine"})
+    assert not list(tmp_path.iterdir())

@@ -160,3 +160,19 @@ def test_the_split_is_a_function_of_the_seed_alone():
         return stratified_split(labels, 1 / 12, seed=seed)[1].tolist()
 
     assert held_out(3) == held_out(3) != held_out(4)
+
+
+def test_concatenate_refuses_what_it_would_lose(toy):
+    train, validation = toy
+    other = ImageDataset(validation.images, validation.labels, tuple("abcdefghij"))
+    with pytest.raises(ValueError, match="classes"):
+        concatenate(train, other)
+    taught = ImageDataset(train.images, train.labels, teacher_logits=torch.zeros(130, 10))
+    with pytest.raises(ValueError, match="teacher"):
+        concatenate(taught, validation)
+
+
+def test_normalise_leaves_the_tensor_that_it_gets():
+    pixels = torch.full((2, 28, 28), 255.0)
+    normalise(pixels)
+    assert torch.equal(pixels, torch.full((2, 28, 28), 255.0))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import fit_with
@@ -689,3 +690,38 @@ def test_progress_bar_shows_the_last_epoch_or_nothing(toy, capsys):
     assert f"{last['validation_accuracy']:.2%}" in shown
     fit_with(net(), *toy, **RECIPE)
     assert capsys.readouterr() == ("", "")
+
+
+# What must not be ignored in silence
+
+
+def test_on_epoch_stops_by_numpys_true_too(toy):
+    history = fit_with(net(), *toy, **RECIPE, on_epoch=lambda history: np.mean([1.0]) > 0.5)
+    assert len(history.epochs) == 1
+
+
+@pytest.mark.parametrize("setting", [{"lr": 0.5}, {"weight_decay": 0.7}])
+def test_an_optimizer_with_a_rate_of_its_own_is_refused(toy, setting):
+    """The recipe's would replace it."""
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        fit_with(net(), *toy, **RECIPE, optimizer=partial(torch.optim.SGD, **setting))
+
+
+def test_fit_moves_the_data_to_a_model_on_another_device(toy):
+    """The device "meta" stands in for a GPU. It computes nothing, so the training ends there."""
+    moved_to = []
+
+    class Recorded(ImageDataset):
+        def to(self, device):
+            moved_to.append(torch.device(device).type)
+            return self
+
+    train, validation = (Recorded(part.images, part.labels) for part in toy)
+    with pytest.raises(ValueError, match="device"):
+        fit_with(net().to("meta"), train, validation, **RECIPE)
+    assert moved_to == ["meta", "meta"]
+
+
+def test_evaluate_refuses_a_class_with_the_remedy(toy):
+    with pytest.raises(TypeError, match=r"EnhancedNet\(\)"):
+        evaluate(EnhancedNet, toy[1])
