@@ -21,7 +21,7 @@ NOTEBOOK = "notebooks/Handwritten-Digits-Classifier.ipynb"
 CHECKS = [
     "notebooks/How-Far-Can-It-Go.ipynb", "notebooks/What-Has-It-Learned.ipynb",
     "notebooks/Your-Own-Digits.ipynb", "tests/notebooks", "tests/test_repository.py",
-    "tests/research/test_ablation.py", "tests/handwriting/test_pad.py",
+    "tests/test_ablation.py", "tests/test_pad.py",
 ]  # fmt: skip
 # What a run of the notebook can change; the other checks have been made with other weights.
 AFTER_A_RUN = [NOTEBOOK, "tests/notebooks", "tests/test_repository.py"]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 # Of the pixels of MNIST's 60,000 training images, on the scale from 0 to 1. Everything that this
@@ -224,35 +223,6 @@ def stratified_split(
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[by_class[::step]] = True
     return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
-
-
-def centre(digit: torch.Tensor) -> torch.Tensor:
-    """Return a digit of any size, placed like MNIST's, uint8 of shape (28, 28).
-
-    The bounding box of the ink is scaled to fit 20x20 and placed so that the centre of mass is
-    the middle of 28x28.
-
-    Args:
-        digit: float of shape (H, W), from 0 (background) to 1 (ink).
-
-    Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
-    """
-    rows, columns = (digit > 0).nonzero().T
-    box = digit[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    size = [max(1, round(20 * side / max(box.shape))) for side in box.shape]
-    small = F.interpolate(box[None, None], size, mode="bilinear", antialias=True)[0, 0]
-
-    corner = []
-    for axis, side in enumerate(size):
-        mass = small.sum(1 - axis)
-        centre_of_mass = float((mass * torch.arange(side)).sum() / mass.sum())
-        corner.append(min(max(round(13.5 - centre_of_mass), 0), 28 - side))
-
-    top, left = corner
-    height, width = size
-    image = torch.zeros(28, 28)
-    image[top : top + height, left : left + width] = small
-    return (image * 255).round().to(torch.uint8)
 
 
 def check_dataset(name: str, dataset) -> None:

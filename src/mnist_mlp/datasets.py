@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from mnist_mlp.data import ImageDataset, Splits, centre, stratified_split
+from mnist_mlp.data import ImageDataset, Splits, stratified_split
 from mnist_mlp.files import atomic_write, repo_root
 
 # Size in bytes and SHA-256 of the extracted files.
@@ -232,7 +233,7 @@ def _load_digits(seed: int) -> tuple[ImageDataset, ImageDataset]:
     from sklearn import datasets  # here, because it takes time to import
 
     digits = datasets.load_digits()
-    images = torch.stack([centre(torch.tensor(image)) for image in digits.images / 16])
+    images = torch.stack([centre_digit(torch.tensor(image)) for image in digits.images / 16])
     everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
 
     kept, held_out = stratified_split(everything.labels, holdout_fraction=1 / 5, seed=seed)
@@ -270,7 +271,7 @@ def _read_torchvision(name: str, root: Path, download: bool, train: bool) -> Ima
 
     images = torch.as_tensor(dataset.data)
     if name == "usps":  # 16x16
-        images = torch.stack([centre(image / 255) for image in images])
+        images = torch.stack([centre_digit(image / 255) for image in images])
     if name == "emnist-digits":  # its files hold each image transposed
         images = images.transpose(1, 2).contiguous()
 
@@ -281,3 +282,32 @@ def _read_torchvision(name: str, root: Path, download: bool, train: bool) -> Ima
     if name in ("fashion", "kmnist"):
         return ImageDataset(images, labels, tuple(dataset.classes))
     return ImageDataset(images, labels)
+
+
+def centre_digit(digit: torch.Tensor) -> torch.Tensor:
+    """Return a digit of any size, placed like MNIST's, uint8 of shape (28, 28).
+
+    The bounding box of the ink is scaled to fit 20x20 and placed so that the centre of mass is
+    the middle of 28x28.
+
+    Args:
+        digit: float of shape (H, W), from 0 (background) to 1 (ink).
+
+    Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
+    """
+    rows, columns = (digit > 0).nonzero().T
+    box = digit[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    size = [max(1, round(20 * side / max(box.shape))) for side in box.shape]
+    small = F.interpolate(box[None, None], size, mode="bilinear", antialias=True)[0, 0]
+
+    corner = []
+    for axis, side in enumerate(size):
+        mass = small.sum(1 - axis)
+        centre_of_mass = float((mass * torch.arange(side)).sum() / mass.sum())
+        corner.append(min(max(round(13.5 - centre_of_mass), 0), 28 - side))
+
+    top, left = corner
+    height, width = size
+    image = torch.zeros(28, 28)
+    image[top : top + height, left : left + width] = small
+    return (image * 255).round().to(torch.uint8)

@@ -12,7 +12,7 @@ import torch
 from scipy import ndimage
 
 from mnist_lab.handwriting.pictures import MIN_CONTRAST, Picture, read_grey
-from mnist_mlp.data import centre
+from mnist_mlp.datasets import centre_digit
 
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
 
@@ -98,7 +98,7 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     if missing > 0:
         ink = ndimage.maximum_filter(np.pad(ink, missing), 2 * missing + 1)
 
-    image = centre(torch.from_numpy(ink).float()).float()
+    image = centre_digit(torch.from_numpy(ink).float()).float()
     return (image * (255 / image.max())).round().to(torch.uint8)
 
 
