@@ -10,6 +10,9 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
+# Containers often set this. Then every process compiles all modules again: 20 seconds to import, not 5.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting labels profile \
 	scaling figures bench tune tune-baselines

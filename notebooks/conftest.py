@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 
 import pytest
 from helpers import changed
@@ -9,10 +10,11 @@ from nbval.plugin import IPyNbFile
 
 from mnist_mlp import load
 
-collect_ignore_glob = ["*-digits.ipynb", "*-Classifier-*.ipynb"]  # on other data, not ours
+# Notebooks that were executed on other data, or with other parameters.
+collect_ignore_glob = ["*-digits.ipynb", "*-Classifier-*.ipynb"]
 
-# Published files that outputs which are compared exactly depend on.
-READS = {
+# The published files that a notebook reads and that its compared outputs depend on.
+INPUTS = {
     "How-Far-Can-It-Go.ipynb": [
         "benchmarks/accuracy/ablation.json",
         "models/enhanced_model_best.pth",
@@ -30,40 +32,46 @@ READS = {
     ],
 }
 
-# What a check writes goes here, and not over the files that it is there to check.
+# A check must not overwrite the files that it checks.
 os.environ["MNIST_MLP_OUTPUT"] = tempfile.mkdtemp(prefix="mnist-mlp-")
 
 
 def pytest_collectstart(collector):
-    """Compare everything but stderr, and run MNIST's notebooks only where there is MNIST."""
-    if not isinstance(collector, IPyNbFile):
-        return
-    collector.skip_compare += ("stderr",)
+    """Compare everything but stderr, and only where the outputs can be compared."""
+    if isinstance(collector, IPyNbFile):
+        collector.skip_compare += ("stderr",)
+        collector.collect = partial(collect_if_comparable, collector.path.name, collector.collect)
+
+
+def collect_if_comparable(name, collect):
+    """Collect a notebook's cells; skip it, or fail, if its outputs cannot be compared here."""
+    reason = reason_not_to_compare(name)
+    if reason:
+        pytest.skip(reason)
+
     try:
         load("mnist", download=False)
-    except (OSError, ValueError) as error:
-        collector.collect = lambda error=error: skip_or_fail(error)
-
-    stale = outputs_of_others(collector.path.name)
-    if stale:
-        collector.collect = lambda: pytest.skip(stale)
-
-
-def skip_or_fail(error):
-    """Skip the notebook if MNIST is missing; fail if it is damaged or `$REQUIRE_MNIST` is set."""
-    if os.environ.get("REQUIRE_MNIST") or not isinstance(error, FileNotFoundError):
+    except FileNotFoundError as error:
+        if os.environ.get("REQUIRE_MNIST"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"the notebook's outputs are NOT checked: {error}")
+    except (OSError, ValueError) as error:  # MNIST is there, but it is damaged
         pytest.fail(str(error), pytrace=False)
-    pytest.skip(f"the notebook's outputs are NOT checked: {error}")
+
+    return collect()
 
 
-def outputs_of_others(name):
-    """Return why a notebook's outputs cannot be compared, if they are of others than it reads."""
-    if name not in READS:
+def reason_not_to_compare(name):
+    """Return why the outputs do not belong to the files that the notebook reads, or ""."""
+    if name not in INPUTS:
         return ""
-    changed_files = changed(*READS[name])
-    if not changed_files or changed(f"notebooks/{name}"):
+
+    changed_inputs = changed(*INPUTS[name])
+    notebook_is_changed = changed(f"notebooks/{name}")
+    if not changed_inputs or notebook_is_changed:
         return ""
+
     return (
-        f"{', '.join(changed_files)} differ from what is published, the outputs of {name} do not: "
+        f"{', '.join(changed_inputs)} differ from what is published, the outputs of {name} do not: "
         f"`make notebook NOTEBOOK=notebooks/{name}` makes them anew"
     )

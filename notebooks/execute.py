@@ -1,7 +1,8 @@
 """Execute a notebook from top to bottom in a new kernel and show the progress.
 
-`python notebooks/execute.py NOTEBOOK`: the outputs replace those in the file. If MNIST can be
-neither found nor downloaded it runs on the embedded digits and writes a file of another name.
+`python notebooks/execute.py NOTEBOOK`: the outputs replace those in the file. If MNIST is not
+there and cannot be downloaded, the notebook runs on the embedded digits, and the result goes to
+another file, such as NOTEBOOK-digits.ipynb.
 """
 
 import ast
@@ -22,76 +23,96 @@ from papermill.parameterize import parameterize_notebook
 from mnist_mlp import load
 from mnist_mlp.files import atomic_write
 
-os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # our kernel, not one of the user's own
+# Use this environment's kernel, and not a kernel with the same name in the user's home.
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 
 
-class Client(NotebookClient):
-    """Prints each section's title as it begins, and what the cells with a progress bar print."""
+class ProgressClient(NotebookClient):
+    """A client that also prints what the cells with a progress bar print."""
 
     cell_with_bar = None
 
     def process_message(self, msg, cell, cell_index):
-        """Print the text if it is a progress bar's; then continue as usual."""
-        text = msg["content"].get("text", "") if msg["msg_type"] == "stream" else ""
+        """Print the text if a cell with a progress bar has sent it; then continue as usual."""
+        text = ""
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"]
+
+        # A progress bar returns to the start of the line.
         if "\r" in text:
             self.cell_with_bar = cell_index
         if self.cell_with_bar == cell_index:
             print(text, end="", flush=True)
+
         return super().process_message(msg, cell, cell_index)
 
 
-def announce(cell, cell_index):
-    """Print the title of the section that a cell opens."""
+def print_title(cell, cell_index):
+    """Print the titles of the sections that begin in this cell."""
+    if cell.cell_type != "markdown":
+        return
     for line in cell.source.splitlines():
-        if cell.cell_type == "markdown" and line.startswith("## "):
+        if line.startswith("## "):
             print(line.removeprefix("## "), flush=True)
 
 
 def execute(path: Path) -> Path:
-    """Execute the notebook and return the path of the result, written only if no cell failed."""
+    """Execute the notebook and return the path of the result, which is written if no cell fails."""
     notebook = nbformat.read(path, as_version=4)
     result = path
-    dataset = ast.literal_eval(inspect_notebook(str(path))["dataset"]["default"])
-    with warnings.catch_warnings(action="ignore"):
-        splits = load(dataset)  # here, where the progress of a download can be seen
+    parameters = inspect_notebook(str(path))
+    dataset = ast.literal_eval(parameters["dataset"]["default"])
 
+    # Load the data here as well: a download in the kernel would show no progress.
+    with warnings.catch_warnings(action="ignore"):
+        splits = load(dataset)
     if splits.warning:
         line = "*" * 79
         print(f"\n{line}\n{textwrap.fill(splits.warning, 79)}\n{line}\n")
+
     if splits.name != "mnist":
         notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": splits.name})
         result = path.with_stem(f"{path.stem}-{splits.name}")
 
-    Client(
+    client = ProgressClient(
         notebook,
         kernel_name="python3",
         timeout=None,
         resources={"metadata": {"path": path.parent}},
-        coalesce_streams=True,  # of a progress bar, keep the last state
+        coalesce_streams=True,  # keep only the last state of a progress bar
         record_timing=False,
         store_widget_state=False,
         extra_arguments=["--log-level=ERROR"],
-        on_cell_start=announce,
-    ).execute()
+        on_cell_start=print_title,
+    )
+    client.execute()
 
     with atomic_write(result) as file:
         nbformat.write(notebook, file)
     return result
 
 
-if __name__ == "__main__":
-    if {"-h", "--help"} & set(sys.argv):
+def main():
+    """Execute the notebook that the command line names."""
+    if "-h" in sys.argv or "--help" in sys.argv:
         print(__doc__)
-        sys.exit()
+        return
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    started = time.perf_counter()
+
+    start = time.perf_counter()
     try:
-        written = execute(Path(sys.argv[1]))
+        result = execute(Path(sys.argv[1]))
     except CellExecutionError as error:
         sys.exit(f"{error}\nThe notebook was not written: a cell failed.")
     except (OSError, ValueError) as error:
         sys.exit(f"The notebook was not executed: {error}")
-    except (KeyboardInterrupt, AssertionError):  # nbclient, interrupted, fails its own assertion
+    except (KeyboardInterrupt, AssertionError):
+        # An interrupt can make an assertion of nbclient fail.
         sys.exit("\nThe notebook was not written: interrupted.")
-    print(f"Executed in {time.perf_counter() - started:.0f} s: {written}")
+
+    print(f"Executed in {time.perf_counter() - start:.0f} s: {result}")
+
+
+if __name__ == "__main__":
+    main()

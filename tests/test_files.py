@@ -1,41 +1,74 @@
+"""Files are written whole or not at all, and the repository is found from every folder."""
+
+import importlib.util
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-from helpers import visible
+from helpers import ROOT, visible
 
 from mnist_mlp import files
 from mnist_mlp.files import atomic_write, read_json, repo_root, write_json
 
 
-def test_atomic_write_replaces_the_file_or_leaves_it(tmp_path):
+def test_atomic_write_replaces_the_file_in_one_step(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    with atomic_write(path) as file:
-        file.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:  # noqa: PT012
-        file.write_text("half")
+    with atomic_write(path) as temporary:
+        temporary.write_text("old")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_atomic_write_leaves_the_old_file_after_an_error(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
         raise ZeroDivisionError
+
     assert path.read_text() == "old"
-    assert visible(path.parent) == ["a.txt"]
+    assert visible(tmp_path) == ["a.txt"]
 
 
-def test_repo_root_is_the_repository_from_whatever_folder(tmp_path, monkeypatch):
+def test_repo_root_is_the_repository_from_every_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert (repo_root() / "tests" / "core" / "test_files.py").samefile(__file__)
+    assert repo_root().samefile(ROOT)
 
 
-def test_repo_root_is_the_working_directory_of_an_installed_package(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "lib" / "mnist_mlp" / "files.py"))
-    assert repo_root() == tmp_path
+def test_repo_root_of_installed_package_is_the_working_directory(tmp_path, monkeypatch):
+    installed = tmp_path / "lib" / "mnist_mlp" / "files.py"
+    installed.parent.mkdir(parents=True)
+    shutil.copy(files.__file__, installed)
+    spec = importlib.util.spec_from_file_location("installed_files", installed)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    monkeypatch.chdir(tmp_path / "lib")
+    assert module.repo_root() == Path.cwd()
 
 
-def test_json_is_written_whole_and_read_back(tmp_path):
+def test_write_json_is_read_back_and_refuses_what_is_no_json(tmp_path):
     path = tmp_path / "record.json"
     content = {"name": "é", "runs": [1, 2.5]}
+
     write_json(path, content)
-    assert json.loads(path.read_bytes()) == content
-    assert read_json(path, {"name": str, "runs": list}) == content
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert read_json(path, {}) == content
+
+    assert json.loads(path.read_bytes()) == content
+    assert read_json(path, {"name": str, "runs": list}) == content
     assert visible(tmp_path) == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "[" * 100_000, '{"runs": NaN}', '{"name": "a"}', '{"runs": true}']
+)
+def test_read_json_refuses_other_content_by_name(tmp_path, text):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"record\.json"):
+        read_json(path, {"runs": int})

@@ -1,17 +1,17 @@
-"""A training that was interrupted goes on from its checkpoint to the same bits."""
+"""An interrupted training continues from its checkpoint, and ends with the same bits."""
 
+import itertools
 import os
-import warnings
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from helpers import fit_with, full_disk, visible
+from helpers import full_disk, visible
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from mnist_mlp import EnhancedNet, save_weights
+from mnist_mlp import EnhancedNet, Recipe, fit, save_weights
 from mnist_mlp.data import ImageDataset
 
 # The toy data are few, and some of these trainings too short to learn anything.
@@ -20,256 +20,252 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:batch_size is"),
 ]
 
-RECIPE = {"epochs": 4, "batch_size": 32, "learning_rate": 0.01}
+# The toy data have 130 images: an epoch is five batches.
+RECIPE = Recipe(epochs=4, batch_size=32, learning_rate=0.01, precision="float32")
 
 
-class Dropping(nn.Module):
-    """A small network with dropout and batch norm, which have a state of their own."""
+class DropoutNet(nn.Module):
+    """A small network with dropout, which draws random numbers, and batch norm, which counts."""
 
-    def __init__(self, share: float = 0.5):
+    def __init__(self, dropout_rate: float = 0.5):
         super().__init__()
-        self.share = share
-        self.hidden = nn.Linear(784, 16)
+        self.dropout_rate = dropout_rate
+        self.hidden1 = nn.Linear(784, 16)
         self.norm = nn.BatchNorm1d(16)
+        self.hidden2 = nn.Linear(16, 16)
         self.out = nn.Linear(16, 10)
 
     def forward(self, images):
-        hidden = self.norm(self.hidden(images))
-        return self.out(nn.functional.dropout(hidden, self.share, self.training))
+        hidden = self.norm(self.hidden1(images)).relu()
+        hidden = nn.functional.dropout(hidden, self.dropout_rate, self.training)
+        return self.out(self.hidden2(hidden))
 
 
-def net(kind=EnhancedNet, seed: int = 0):
+def dropout_net(seed: int = 0) -> DropoutNet:
     torch.manual_seed(seed)
-    return kind()
+    return DropoutNet()
 
 
-def noise(images, generator):
+def enhanced_net() -> EnhancedNet:
+    torch.manual_seed(0)
+    return EnhancedNet()
+
+
+def add_noise(images, generator):
     return (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
-def rolled(images, generator):
+def roll(images, generator):
     return images.roll(1, 2)
 
 
-def halved(optimizer, total_steps):
+def halve(optimizer, total_steps):
     return LambdaLR(optimizer, lambda step: 0.5)
 
 
-class Stopping(ImageDataset):
-    """Images that raise an error at a certain batch: the process might as well be dead."""
+def crashing(dataset: ImageDataset, at_batch: int) -> ImageDataset:
+    """Return a training set that raises an error when it is asked for the batch of this number."""
+    batch_numbers = itertools.count(1)
 
-    at = None
-    calls = 0
+    class Crashing(ImageDataset):
+        def get_batch(self, *arguments):
+            if next(batch_numbers) == at_batch:
+                raise RuntimeError("crash")
+            return super().get_batch(*arguments)
 
-    def get_batch(self, *arguments):
-        Stopping.calls += 1
-        if Stopping.calls == self.at:
-            raise RuntimeError("gone")
-        return super().get_batch(*arguments)
+    return Crashing(dataset.images, dataset.labels)
 
 
 @pytest.fixture
-def stop_at(monkeypatch, toy):
-    """Return a function that trains until a certain batch is asked for, where an error ends it."""
-
-    def stop(batch, path, model, **recipe):
-        monkeypatch.setattr(Stopping, "at", batch)
-        monkeypatch.setattr(Stopping, "calls", 0)
-        train_set = Stopping(toy[0].images, toy[0].labels)
-        with pytest.raises(RuntimeError, match="gone"):
-            fit_with(model, train_set, toy[1], checkpoint=path, **recipe)
-
-    return stop
+def checkpoint(toy, tmp_path):
+    """The checkpoint of a training that crashed in its third epoch."""
+    train, validation = toy
+    path = tmp_path / "run.pt"
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(dropout_net(), crashing(train, at_batch=13), validation, RECIPE, checkpoint=path)
+    return path
 
 
 def outcome(model, history):
     """Return everything that must be equal to the bit."""
-    epochs = [{k: v for k, v in record.items() if k != "seconds"} for record in history.epochs]
+    epochs = []
+    for epoch in history.epochs:
+        epochs.append({name: value for name, value in epoch.items() if name != "seconds"})
     weights = [tensor.numpy().tobytes() for tensor in model.state_dict().values()]
-    return epochs, history.best_epoch, weights
+    return epochs, history.best_epoch, history.stopped, weights
 
 
-@pytest.mark.parametrize("batch", [1, 6, 9, 18])
 @pytest.mark.parametrize(
-    ("kind", "changes"),
+    ("new_net", "recipe", "functions", "at_batch"),
     [
-        (EnhancedNet, {}),
-        (EnhancedNet, {"optimizer": "muon"}),
-        (EnhancedNet, {"ema_decay": 0.0, "schedule": "constant"}),
-        (EnhancedNet, {"optimizer": partial(torch.optim.SGD, momentum=0.9)}),
-        (Dropping, {"augment": noise, "ema_decay": 0.5, "precision": "bfloat16"}),
+        (dropout_net, RECIPE, {}, 3),
+        (enhanced_net, RECIPE, {}, 18),
+        (dropout_net, replace(RECIPE, optimizer="muon"), {}, 13),
+        (dropout_net, replace(RECIPE, ema_decay=0.0, schedule="constant"), {}, 6),
+        (dropout_net, RECIPE, {"optimizer": partial(torch.optim.SGD, momentum=0.9)}, 11),
+        (
+            dropout_net,
+            replace(RECIPE, ema_decay=0.5, precision="bfloat16"),
+            {"augment": add_noise, "schedule": CosineAnnealingLR},
+            20,
+        ),
     ],
-    ids=["published", "muon", "constant", "sgd", "dropout"],
+    ids=["no checkpoint yet", "published recipe", "muon", "no average", "sgd", "bfloat16"],
 )
-def test_resumed_training_is_bit_identical(toy, tmp_path, stop_at, batch, kind, changes):
-    """Stopped at any batch of four epochs of five."""
-    recipe = RECIPE | changes
+def test_resumed_training_is_bit_identical(toy, tmp_path, new_net, recipe, functions, at_batch):
+    train, validation = toy
     path = tmp_path / "run.pt"
-    model = net(kind)
-    expected = outcome(model, fit_with(model, *toy, **recipe))
+    model = new_net()
+    expected = outcome(model, fit(model, train, validation, recipe, **functions))
 
-    stop_at(batch, path, net(kind), **recipe)
-    model = net(kind)
+    train_until_crash = crashing(train, at_batch)
+    with pytest.raises(RuntimeError, match="crash"):
+        fit(new_net(), train_until_crash, validation, recipe, checkpoint=path, **functions)
+    model = new_net()
     if path.exists():
-        torch.manual_seed(99)  # a new process has another state
-    assert outcome(model, fit_with(model, *toy, checkpoint=path, **recipe)) == expected
+        torch.manual_seed(99)  # a new process has another random state
+    history = fit(model, train, validation, recipe, checkpoint=path, **functions)
 
-
-def test_resume_trains_the_missing_epochs_alone(toy, tmp_path, stop_at, monkeypatch):
-    path = tmp_path / "run.pt"
-    stop_at(13, path, net(), **RECIPE)  # two epochs of five steps are done
-    monkeypatch.setattr(Stopping, "at", None)
-    monkeypatch.setattr(Stopping, "calls", 0)
-    train_set = Stopping(toy[0].images, toy[0].labels)
-    called = []
-    options = {"checkpoint": path, "on_epoch": lambda history: called.append(len(history.epochs))}
-    fit_with(net(), train_set, toy[1], **options, **RECIPE)
-    assert Stopping.calls == 10
-    assert called == [3, 4]
+    assert outcome(model, history) == expected
 
 
 def test_complete_checkpoint_trains_nothing_and_says_so(toy, tmp_path):
-    path = tmp_path / "run.pt"
-    trained = net()
-    first = fit_with(trained, *toy, checkpoint=path, **RECIPE)
-    model = net()
+    trained = dropout_net()
+    first = fit(trained, *toy, RECIPE, checkpoint=tmp_path / "run.pt")
+
+    model = dropout_net()
     with pytest.warns(UserWarning, match="nothing was trained"):
-        again = fit_with(model, *toy, checkpoint=path, **RECIPE)
+        again = fit(model, *toy, RECIPE, checkpoint=tmp_path / "run.pt")
+
     assert outcome(model, again) == outcome(trained, first)
 
 
-@pytest.mark.parametrize("at", [1, 3])
-def test_training_that_on_epoch_stopped_goes_on(toy, tmp_path, at):
+def test_training_that_on_epoch_stopped_continues(toy, tmp_path):
     path = tmp_path / "run.pt"
-    expected = net()
-    whole = fit_with(expected, *toy, **RECIPE)
+    expected = dropout_net()
+    whole = fit(expected, *toy, RECIPE)
+    epochs = []
 
-    stop = {"checkpoint": path, "on_epoch": lambda history: len(history.epochs) == at}
-    assert fit_with(net(), *toy, **stop, **RECIPE).stopped
-    model = net()
-    history = fit_with(model, *toy, checkpoint=path, **RECIPE)
-    assert history.stopped == ""
+    def record_epoch(history):
+        epochs.append(len(history.epochs))
+
+    assert fit(dropout_net(), *toy, RECIPE, checkpoint=path, on_epoch=lambda h: True).stopped
+    model = dropout_net()
+    history = fit(model, *toy, RECIPE, checkpoint=path, on_epoch=record_epoch)
+
+    assert epochs == [2, 3, 4]
     assert outcome(model, history) == outcome(expected, whole)
 
 
-# Another training's checkpoint
-
-OTHERS = {
-    "learning_rate": {"learning_rate": 0.02},
-    "epochs": {"epochs": 5},
-    "select": {"select": "last epoch"},
-    "network": {"model": net(Dropping)},
-    "initial weights": {"model": net(seed=1)},
-    "data": {"flip": True},
-    "optimizer": {"optimizer": torch.optim.SGD},
-    "schedule": {"schedule": CosineAnnealingLR},
-    "loss_fn": {"loss_fn": nn.functional.multi_margin_loss},
-    "augment": {"augment": rolled},
-}
+# The checkpoint of another training
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_checkpoint_of_another_training_is_refused_by_name(toy, tmp_path, stop_at, name):
-    path = tmp_path / "run.pt"
-    stop_at(13, path, net(), **RECIPE)
-    before = path.read_bytes()
+def assert_refused(checkpoint, match, model, train, validation, recipe=RECIPE, **functions):
+    """Assert that `fit` refuses the checkpoint, and changes neither it nor the model."""
+    content = checkpoint.read_bytes()
+    weights = [tensor.clone() for tensor in model.state_dict().values()]
 
-    changes = dict(OTHERS[name])
-    model = changes.pop("model", None) or net()
-    untouched = [p.clone() for p in model.parameters()]
-    train_set = toy[0]
-    if changes.pop("flip", False):
-        train_set = replace(train_set, images=train_set.images.flip(0))
-    with pytest.raises(ValueError, match=rf"run.pt is the checkpoint of another.*{name}"):
-        fit_with(model, train_set, toy[1], checkpoint=path, **RECIPE | changes)
-    assert path.read_bytes() == before
-    assert all(map(torch.equal, untouched, model.parameters()))
+    with pytest.raises(ValueError, match=match):
+        fit(model, train, validation, recipe, checkpoint=checkpoint, **functions)
+
+    assert checkpoint.read_bytes() == content
+    assert all(map(torch.equal, model.state_dict().values(), weights))
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    "change", [{"learning_rate": 0.02}, {"epochs": 5}, {"select": "last epoch"}]
+)
+def test_fit_refuses_a_checkpoint_of_another_recipe(toy, checkpoint, change):
+    recipe = replace(RECIPE, **change)
+
+    assert_refused(checkpoint, next(iter(change)), dropout_net(), *toy, recipe)
+
+
+def test_fit_refuses_a_checkpoint_of_another_network(toy, checkpoint):
+    torch.manual_seed(0)
+    more_dropout = DropoutNet(0.9)
+
+    assert_refused(checkpoint, "network", enhanced_net(), *toy)
+    assert_refused(checkpoint, "initial weights", dropout_net(seed=1), *toy)
+    assert_refused(checkpoint, r"dropout_rate.*0\.5.*0\.9", more_dropout, *toy)
+
+
+def test_fit_refuses_a_checkpoint_of_other_data(toy, checkpoint):
+    train, validation = toy
+    flipped = replace(train, images=train.images.flip(0))
+    relabelled = replace(validation, labels=validation.labels.flip(0))
+    taught = replace(train, teacher_logits=torch.zeros(130, 10))
+
+    assert_refused(checkpoint, "data", dropout_net(), flipped, validation)
+    assert_refused(checkpoint, "data", dropout_net(), train, relabelled)
+    assert_refused(checkpoint, "data", dropout_net(), taught, validation)
+
+
+@pytest.mark.parametrize(
+    ("argument", "saved", "other"),
     [
-        ({"optimizer": torch.optim.SGD}, {"optimizer": partial(torch.optim.SGD, momentum=0.9)}),
-        ({"schedule": CosineAnnealingLR}, {"schedule": halved}),
-        ({"augment": noise}, {"augment": rolled}),
-        ({"loss_fn": nn.MultiMarginLoss()}, {"loss_fn": nn.functional.multi_margin_loss}),
+        ("optimizer", torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9)),
+        ("schedule", CosineAnnealingLR, halve),
+        ("augment", add_noise, roll),
+        ("loss_fn", nn.MultiMarginLoss(), nn.functional.multi_margin_loss),
     ],
 )
-def test_checkpoint_with_another_function_is_refused(toy, tmp_path, one, other):
+def test_fit_refuses_a_checkpoint_of_another_function(toy, tmp_path, argument, saved, other):
     path = tmp_path / "run.pt"
-    stop = {"checkpoint": path, "on_epoch": lambda history: True}
-    fit_with(net(), *toy, **stop, **RECIPE, **one)
-    with pytest.raises(ValueError, match=f"another training.*{next(iter(one))}"):
-        fit_with(net(), *toy, checkpoint=path, **RECIPE, **other)
+    functions = {argument: saved}
+    fit(dropout_net(), *toy, RECIPE, checkpoint=path, on_epoch=lambda history: True, **functions)
+
+    assert_refused(path, argument, dropout_net(), *toy, **{argument: other})
 
 
-def test_checkpoint_of_another_dropout_is_refused(toy, tmp_path):
+def test_fit_refuses_a_lambda_with_a_checkpoint(toy, tmp_path):
+    """Its name does not tell it from any other lambda."""
     path = tmp_path / "run.pt"
-    stop = {"checkpoint": path, "on_epoch": lambda history: True}
-    fit_with(net(Dropping), *toy, **stop, **RECIPE)
-    with pytest.raises(ValueError, match=r"share.*0\.5.*0\.9"):
-        fit_with(net(partial(Dropping, 0.9)), *toy, checkpoint=path, **RECIPE)
 
-
-def test_a_lambda_is_refused_with_a_checkpoint(toy, tmp_path):
-    """It has no name that tells it from any other."""
-    augment = {"augment": lambda images, generator: images}
-    fit_with(net(), *toy, **RECIPE, **augment)
     with pytest.raises(ValueError, match="augment must be a named function"):
-        fit_with(net(), *toy, **RECIPE, **augment, checkpoint=tmp_path / "run.pt")
+        fit(dropout_net(), *toy, RECIPE, checkpoint=path, augment=lambda images, generator: images)
 
 
-# Files that are no checkpoint, damaged, or cannot be written
+# Files that are no checkpoint, are damaged, or cannot be written
 
 
 class Evil:
-    def __init__(self, trace):
-        self.trace = trace
+    """Makes a folder if it is ever unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
 
     def __reduce__(self):
-        return os.mkdir, (str(self.trace),)
+        return os.mkdir, (str(self.folder),)
 
 
-def test_a_file_that_is_no_checkpoint_is_left_as_it_is(toy, tmp_path):
-    save_weights(net(), tmp_path / "weights.pth")
+def test_fit_leaves_a_file_that_is_no_checkpoint(toy, tmp_path):
+    save_weights(dropout_net(), tmp_path / "weights.pth")
     (tmp_path / "notes.txt").write_text("not to be lost")
     torch.save({"format": Evil(tmp_path / "trace")}, tmp_path / "evil.pt")
-    names = visible(tmp_path)
-    before = [(tmp_path / name).read_bytes() for name in names]
+
     for name in ("weights.pth", "notes.txt", "evil.pt"):
-        with pytest.raises(ValueError, match=f"{name}.*file of its own"):
-            fit_with(net(), *toy, checkpoint=tmp_path / name, **RECIPE)
-    assert [(tmp_path / name).read_bytes() for name in visible(tmp_path)] == before
+        assert_refused(tmp_path / name, f"{name}.*file of its own", dropout_net(), *toy)
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_damaged_checkpoint_is_refused_and_nothing_is_changed(toy, tmp_path, stop_at):
-    path = tmp_path / "run.pt"
-    stop_at(13, path, net(), **RECIPE)
-    content = path.read_bytes()
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 1
-    for damaged in (content[:-1000], bytes(len(content)), b"", bytes(flipped)):
-        path.write_bytes(damaged)
-        model = net()
-        with pytest.raises(ValueError, match=r"run.pt is damaged.*delete this one"):
-            fit_with(model, *toy, checkpoint=path, **RECIPE)
-        assert all(map(torch.equal, model.parameters(), net().parameters()))
-        assert path.read_bytes() == damaged
+def test_fit_refuses_a_damaged_checkpoint(toy, checkpoint):
+    content = checkpoint.read_bytes()
+    flipped_bit = bytearray(content)
+    flipped_bit[len(content) // 2] ^= 1
+
+    for damaged in (content[:-1000], bytes(len(content)), b"", bytes(flipped_bit)):
+        checkpoint.write_bytes(damaged)
+        assert_refused(checkpoint, "run.pt is damaged.*delete this one", dropout_net(), *toy)
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_training(toy, tmp_path):
-    expected = net()
-    whole = fit_with(expected, *toy, **RECIPE)
-    model = net()
-    with full_disk(1_000_000), pytest.warns(UserWarning, match="run.pt was not saved"):
-        history = fit_with(model, *toy, checkpoint=tmp_path / "run.pt", **RECIPE)
+def test_full_disk_costs_the_checkpoint_and_not_the_training(toy, tmp_path):
+    expected = dropout_net()
+    whole = fit(expected, *toy, RECIPE)
+
+    model = dropout_net()
+    with full_disk(10_000), pytest.warns(UserWarning, match="run.pt was not saved"):
+        history = fit(model, *toy, RECIPE, checkpoint=tmp_path / "run.pt")
+
     assert outcome(model, history) == outcome(expected, whole)
     assert visible(tmp_path) == []
-
-
-def test_without_a_checkpoint_nothing_is_written(toy, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings(action="error", category=UserWarning):
-        fit_with(net(), *toy, **RECIPE)
-    assert not list(tmp_path.iterdir())

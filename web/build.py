@@ -1,6 +1,7 @@
-"""Make `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
+"""Build `web/index.html`: one file with the network and the drawing pad, nothing else to fetch.
 
-`make page`: with the first weights that exist: for handwriting, the best, the default.
+`make page` calls it. Of the published weights it takes the first that exist: those for handwriting,
+the best ones, or the default ones.
 """
 
 import base64
@@ -14,20 +15,16 @@ from mnist_mlp.checkpoint import read_card
 from mnist_mlp.data import MEAN, STD
 from mnist_mlp.files import atomic_write, repo_root
 
-HERE = Path(__file__).parent
+WEB = Path(__file__).parent
 PAD = repo_root() / "src" / "mnist_lab" / "handwriting" / "pad.js"
 WEIGHTS = ("enhanced_model_handwriting.pth", "enhanced_model_best.pth", "enhanced_model.pth")
 
 
-def page(weights: Path) -> str:
-    """Return the page for an EnhancedNet's weights, its card's result below.
+def quantize(model: EnhancedNet) -> tuple[str, list[float]]:
+    """Return the parameters as 16-bit integers in base64, and the scale of each tensor.
 
-    The weights are 16-bit integers with a scale for each tensor: as small as float16, and three
-    times as exact here.
+    They take as little space as float16, and are three times as exact here.
     """
-    model = load_weights(EnhancedNet(), weights)
-    card = read_card(weights)
-
     content = b""
     scales = []
     with torch.no_grad():
@@ -36,27 +33,41 @@ def page(weights: Path) -> str:
             integers = (tensor / scale).round().short().numpy()
             content += integers.astype("<i2").tobytes()
             scales.append(scale)
+    return base64.b64encode(content).decode(), scales
 
-    parts = {
-        "RESULT": f"{card['test_correct']:,} of {card['test_images']:,} MNIST test images right.",
-        "DIGITS": (HERE / "digits.js").read_text(encoding="utf-8"),
-        "NETWORK": (HERE / "network.js").read_text(encoding="utf-8"),
-        "PAD": PAD.read_text(encoding="utf-8").replace("export function", "function"),
-        "WEIGHTS": base64.b64encode(content).decode(),
+
+def page(weights: Path) -> str:
+    """Return the page for the weights of an EnhancedNet, with the test result from their card."""
+    model = load_weights(EnhancedNet(), weights)
+    card = read_card(weights)
+    parameters, scales = quantize(model)
+
+    # The page is one plain script, which has no exports.
+    pad = PAD.read_text(encoding="utf-8").replace("export function", "function")
+
+    replacements = {
+        "RESULT": f"{card['test_correct']:,} of {card['test_images']:,}",
+        "DIGITS": (WEB / "digits.js").read_text(encoding="utf-8"),
+        "NETWORK": (WEB / "network.js").read_text(encoding="utf-8"),
+        "PAD": pad,
+        "WEIGHTS": parameters,
         "SCALES": json.dumps(scales),
         "MEAN": str(MEAN),
         "STD": str(STD),
     }
-    text = (HERE / "page.html").read_text(encoding="utf-8")
-    for name, part in parts.items():
-        text = text.replace(f"@{name}@", part)
+    text = (WEB / "page.html").read_text(encoding="utf-8")
+    for name, replacement in replacements.items():
+        text = text.replace(f"@{name}@", replacement)
     return text
 
 
 def main() -> None:
+    """Write `web/index.html`."""
     paths = [repo_root() / "models" / name for name in WEIGHTS]
-    text = page(next(path for path in paths if path.exists()))
-    with atomic_write(HERE / "index.html") as file:
+    existing_paths = [path for path in paths if path.exists()]
+    text = page(existing_paths[0])
+
+    with atomic_write(WEB / "index.html") as file:
         file.write_text(text, encoding="utf-8", newline="\n")
     print(f"web/index.html: {len(text.encode()) / 1e6:.2f} MB")
 

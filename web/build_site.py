@@ -1,6 +1,6 @@
 """Build the website: the page, the notebooks, the API reference, and an index of them.
 
-`python web/build_site.py FOLDER`, or `make site`. The notebooks are shown with their committed
+`make site`, or `python web/build_site.py FOLDER`. The notebooks are shown with their committed
 outputs. No page loads anything from another host.
 """
 
@@ -31,23 +31,23 @@ def index() -> str:
     stdev = summary["test_accuracy_stdev"]
 
     source = ""
-    repository = os.environ.get("GITHUB_REPOSITORY")  # only there is its address known
+    repository = os.environ.get("GITHUB_REPOSITORY")  # GitHub's workflows set it
     if repository:
         source = f' · <a href="https://github.com/{repository}">Source code</a>'
 
-    parts = {
+    replacements = {
         "ACCURACY": f"{mean:.2%} ± {100 * stdev:.2f}",
         "SECONDS": f"{summary['training_seconds_mean']:.0f}",
         "SOURCE": source,
     }
     text = (TEMPLATES / "index.html").read_text(encoding="utf-8")
-    for name, part in parts.items():
-        text = text.replace(f"@{name}@", part)
+    for name, replacement in replacements.items():
+        text = text.replace(f"@{name}@", replacement)
     return text
 
 
 def notebook(name: str) -> str:
-    """Return a notebook as a page, on which the page that it names is a link."""
+    """Return a notebook as a page. Where it names the drawing page, it gets a link to it."""
     document = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     document.metadata.title = name.replace("-", " ")
     exporter = HTMLExporter(template_file=str(TEMPLATES / "notebook.html.j2"))
@@ -56,13 +56,13 @@ def notebook(name: str) -> str:
 
 
 def api(folder: Path) -> None:
-    """Write the API reference of both packages from the docstrings."""
-    # By itself pdoc finds no modules in a package that has an `__all__`.
+    """Write the API reference of both packages, from their docstrings, into a folder."""
+    # In a package that has an `__all__`, pdoc finds no modules by itself.
     modules = [f"mnist_mlp.{module.name}" for module in pkgutil.iter_modules(mnist_mlp.__path__)]
     pdoc.render.configure(docformat="google")
     pdoc.pdoc("mnist_mlp", *modules, "mnist_lab", output_directory=folder)
 
-    # The values of constants are shown, and a path would be one on this machine.
+    # pdoc shows the values of constants, and those of paths begin with this machine's folders.
     for path in folder.rglob("*.*"):
         text = path.read_text(encoding="utf-8")
         path.write_text(text.replace(f"{ROOT.as_posix()}/", ""), encoding="utf-8")
@@ -71,19 +71,27 @@ def api(folder: Path) -> None:
 def build(folder: Path) -> None:
     """Write the whole site into a folder."""
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+
     first_page = index()
     (folder / "index.html").write_text(first_page, encoding="utf-8")
-    shutil.copy(WEB / "index.html", folder / "draw.html")
     shutil.copy(ROOT / "figures" / "page.png", folder)
+    shutil.copy(WEB / "index.html", folder / "draw.html")
+
     for name in re.findall(r'href="notebooks/(.*?)\.html"', first_page):
         (folder / "notebooks" / f"{name}.html").write_text(notebook(name), encoding="utf-8")
     api(folder / "api")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the site into the folder that the command line names, and print its size."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
     build(folder)
+
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,266 +1,435 @@
-// What `to_mnist` and `segment_digits` of `mnist_lab.handwriting.preprocess` do, in the browser. A
-// test holds this file to those two: change both.
+// What `to_mnist` and `segment_digits` of `mnist_lab.handwriting.preprocess` do, in the browser.
+// tests/test_page.py compares the two implementations: change both together.
+//
+// A grey image is { values, width, height }: its pixels row by row, from 0 to 1.
 
-const WORK_SIDE = 640, MIN_CONTRAST = 0.06, MIN_STROKE_WIDTH = 1.5;
+const MIN_CONTRAST = 0.06; // of the whole scale: a picture with less is empty
+const MIN_STROKE_WIDTH = 1.5; // pixels of the 20x20: MNIST's strokes are two to three wide
+const MIN_INK = 0.15; // of the full ink: fainter pixels are paper
+const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
+const MIN_OVERLAP = 0.4; // of the narrower stroke's width: strokes above each other are one digit
+const SURFACE_SAMPLES = 64; // along the longer side: enough to fit the brightness of the paper
 
-// A half goes to the even neighbour, as in Python.
-function roundEven(x) {
+// Round as Python does: a half goes to the even neighbour.
+function roundHalfToEven(x) {
   const floor = Math.floor(x);
-  return x - floor === 0.5 ? floor + (floor & 1) : Math.round(x);
+  if (x - floor !== 0.5) return Math.round(x);
+  return floor % 2 === 0 ? floor : floor + 1;
 }
 
 function median(values) {
-  const sorted = Float64Array.from(values).sort(), half = sorted.length >> 1;
-  return sorted.length & 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  const sorted = Float64Array.from(values).sort();
+  const middle = Math.floor(sorted.length / 2);
+  if (sorted.length % 2 === 1) return sorted[middle];
+  return (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-// As `values.filter((v) => v > limit)`, which takes several times as long.
-function above(values, limit) {
-  const kept = new Float64Array(values.length);
-  let n = 0;
-  for (let i = 0; i < values.length; i++) if (values[i] > limit) kept[n++] = values[i];
-  return kept.subarray(0, n);
-}
+// Return an ImageData's brightness from 0 to 1. The pad is opaque, so alpha does not matter.
+function readGrey({ data, width, height }) {
+  const values = new Float64Array(width * height);
+  for (let i = 0; i < values.length; i++) {
+    const red = data[4 * i];
+    const green = data[4 * i + 1];
+    const blue = data[4 * i + 2];
 
-// Brightness from 0 to 1, on a paper of the given brightness where the picture is transparent,
-// each pixel the mean of a square of the picture's, so that none is larger than WORK_SIDE.
-function greyOf({ data, width, height }, paper = 255) {
-  const factor = Math.ceil(Math.max(width, height) / WORK_SIDE);
-  const w = Math.ceil(width / factor), h = Math.ceil(height / factor);
-  const sum = new Float64Array(w * h), count = new Float64Array(w * h);
-  for (let y = 0, i = 0; y < height; y++)
-    for (let x = 0; x < width; x++, i += 4) {
-      const seen = (data[i] * 19595 + data[i + 1] * 38470 + data[i + 2] * 7471 + 0x8000) >> 16;
-      const j = factor === 1 ? i >> 2 : Math.floor(y / factor) * w + Math.floor(x / factor);
-      sum[j] += data[i + 3] === 255 ? seen : paper + (seen - paper) * data[i + 3] / 255;
-      count[j]++;
-    }
-  for (let j = 0; j < sum.length; j++) sum[j] = Math.round(sum[j] / count[j]) / 255;
-  return { values: sum, w, h };
-}
-
-// Solve a x = b for a small symmetric positive definite matrix, by elimination.
-function solve(a, b) {
-  const n = b.length;
-  for (let i = 0; i < n; i++)
-    for (let j = i + 1; j < n; j++) {
-      const f = a[j][i] / a[i][i];
-      for (let k = i; k < n; k++) a[j][k] -= f * a[i][k];
-      b[j] -= f * b[i];
-    }
-  for (let i = n - 1; i >= 0; i--) {
-    for (let k = i + 1; k < n; k++) b[i] -= a[i][k] * b[k];
-    b[i] /= a[i][i];
+    // Pillow's weights, as 16-bit integers.
+    values[i] = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) / 255;
   }
-  return b;
+  return { values, width, height };
 }
 
+// Solve `matrix` x = `vector` by Gaussian elimination. It needs no pivoting, because the matrix is
+// symmetric and positive definite. Overwrites both arguments and returns x.
+function solve(matrix, vector) {
+  const size = vector.length;
+
+  for (let pivot = 0; pivot < size; pivot++) {
+    for (let row = pivot + 1; row < size; row++) {
+      const factor = matrix[row][pivot] / matrix[pivot][pivot];
+      for (let column = pivot; column < size; column++) {
+        matrix[row][column] -= factor * matrix[pivot][column];
+      }
+      vector[row] -= factor * vector[pivot];
+    }
+  }
+
+  for (let row = size - 1; row >= 0; row--) {
+    for (let column = row + 1; column < size; column++) {
+      vector[row] -= matrix[row][column] * vector[column];
+    }
+    vector[row] /= matrix[row][row];
+  }
+  return vector;
+}
+
+// Return n coordinates from -1 to 1, or a single 0.
+function linspace(n) {
+  const coordinates = new Float64Array(n);
+  if (n === 1) return coordinates;
+  return coordinates.map((_, i) => 2 * i / (n - 1) - 1);
+}
+
+function dotProduct(surface, terms) {
+  let sum = surface[0] * terms[0];
+  for (let i = 1; i < 6; i++) sum += surface[i] * terms[i];
+  return sum;
+}
+
+// Fit the paper's brightness, a + b x + c y + d x² + e x y + f y², to the sample by least absolute
+// deviations: the ink, a minority, has no influence on it. Returns the six coefficients.
+function fitPaper(sample, terms) {
+  // Iteratively reweighted least squares.
+  let surface = [median(sample), 0, 0, 0, 0, 0];
+  for (let round = 0; round < 20; round++) {
+    const normal = [];
+    for (let i = 0; i < 6; i++) {
+      normal.push([0, 0, 0, 0, 0, 0]);
+      normal[i][i] = 1e-6;
+    }
+    const right = [0, 0, 0, 0, 0, 0];
+
+    for (let s = 0; s < sample.length; s++) {
+      const row = terms[s];
+      const weight = 1 / Math.max(Math.abs(sample[s] - dotProduct(surface, row)), 0.002);
+      for (let i = 0; i < 6; i++) {
+        for (let j = i; j < 6; j++) normal[i][j] += weight * row[i] * row[j];
+        right[i] += weight * row[i] * sample[s];
+      }
+    }
+    for (let i = 0; i < 6; i++) {
+      for (let j = 0; j < i; j++) normal[i][j] = normal[j][i];
+    }
+
+    const previous = surface;
+    surface = solve(normal, right);
+    if (surface.every((value, i) => Math.abs(value - previous[i]) < 1e-5)) break;
+  }
+  return surface;
+}
+
+// Return how far each pixel is from the paper's brightness, and the noise of the paper.
+function subtractPaper({ values, width, height }) {
+  const xs = linspace(width);
+  const ys = linspace(height);
+
+  const step = Math.ceil(Math.max(width, height) / SURFACE_SAMPLES);
+  const sample = [];
+  const terms = [];
+  for (let y = 0; y < height; y += step) {
+    for (let x = 0; x < width; x += step) {
+      const u = xs[x];
+      const v = ys[y];
+      sample.push(values[y * width + x]);
+      terms.push([1, u, v, u * u, u * v, v * v]);
+    }
+  }
+  const surface = fitPaper(sample, terms);
+  const deviations = sample.map((value, s) => Math.abs(value - dotProduct(surface, terms[s])));
+  const noise = 1.5 * median(deviations);
+
+  const [a, b, c, d, e, f] = surface;
+  const difference = new Float64Array(width * height);
+  for (let y = 0; y < height; y++) {
+    const v = ys[y];
+    for (let x = 0; x < width; x++) {
+      const u = xs[x];
+      const paper = a + b * u + c * v + d * u * u + e * u * v + f * v * v;
+      difference[y * width + x] = values[y * width + x] - paper;
+    }
+  }
+  return { difference, noise };
+}
+
+// Return the threshold that splits values in two with the least variance inside the parts.
+// The values are not negative. The threshold is one of the 255 inner edges of 256 equal bins.
 function otsu(values) {
-  let top = 0;
-  for (const v of values) if (v > top) top = v;
-  if (!top) return 0;
-  const count = new Float64Array(256), middle = (i) => (i + 0.5) * top / 256;
-  for (const v of values) count[Math.min(255, Math.floor(v / top * 256))]++;
-  let all = 0, best = -1, threshold = 0, below = 0, sum = 0;
-  for (let i = 0; i < 256; i++) all += count[i] * middle(i);
-  for (let i = 0; i < 255; i++) {
-    below += count[i];
-    sum += count[i] * middle(i);
-    const rest = values.length - below; // none where all values are alike
-    const means = sum / Math.max(below, 1) - (all - sum) / Math.max(rest, 1);
-    const between = below * rest * means ** 2;
-    if (between > best) { best = between; threshold = (i + 1) * top / 256; }
+  let largest = 0;
+  for (const value of values) largest = Math.max(largest, value);
+  if (largest === 0) return 0;
+
+  const counts = new Float64Array(256);
+  for (const value of values) counts[Math.min(255, Math.floor(value / largest * 256))]++;
+  const middles = counts.map((_, bin) => (bin + 0.5) * largest / 256);
+  let total = 0;
+  for (let bin = 0; bin < 256; bin++) total += counts[bin] * middles[bin];
+
+  let countBelow = 0;
+  let sumBelow = 0;
+  let largestVariance = -1;
+  let threshold = 0;
+  for (let bin = 0; bin < 255; bin++) {
+    countBelow += counts[bin];
+    sumBelow += counts[bin] * middles[bin];
+    const countAbove = values.length - countBelow;
+    const sumAbove = total - sumBelow;
+
+    // The least variance inside the parts is the largest variance between them.
+    const difference = sumBelow / Math.max(countBelow, 1) - sumAbove / Math.max(countAbove, 1);
+    const variance = countBelow * countAbove * difference ** 2;
+    if (variance > largestVariance) {
+      largestVariance = variance;
+      threshold = (bin + 1) * largest / 256;
+    }
   }
   return threshold;
 }
 
-// The ink from 0 to 1, without the paper, and its components; null where there is none.
-function inkOf({ values, w, h }) {
-  const step = Math.ceil(Math.max(w, h) / 64);
-  const at = (i, n) => n > 1 ? 2 * i / (n - 1) - 1 : 0;
-  const rows = [], seen = [];
-  for (let y = 0; y < h; y += step)
-    for (let x = 0; x < w; x += step) {
-      const u = at(x, w), v = at(y, h);
-      rows.push([1, u, v, u * u, u * v, v * v]);
-      seen.push(values[y * w + x]);
-    }
-  let surface = [median(seen), 0, 0, 0, 0, 0];
-  const paper = (r) => surface[0] * r[0] + surface[1] * r[1] + surface[2] * r[2]
-    + surface[3] * r[3] + surface[4] * r[4] + surface[5] * r[5];
-  for (let round = 0; round < 20; round++) {
-    const a = surface.map((_, i) => surface.map((_, j) => i === j ? 1e-6 : 0));
-    const b = surface.map(() => 0);
-    for (let s = 0; s < rows.length; s++) {
-      const r = rows[s], weight = 1 / Math.max(Math.abs(seen[s] - paper(r)), 0.002);
-      for (let i = 0; i < 6; i++) {
-        for (let j = i; j < 6; j++) a[i][j] += weight * r[i] * r[j];
-        b[i] += weight * r[i] * seen[s];
+// Return the ink from 0 to 1 as a grey image, or null if there is none.
+function findInk(grey) {
+  const { difference, noise } = subtractPaper(grey);
+  let cubes = 0; // few pixels are far from the paper: the ink
+  for (const value of difference) cubes += value * value * value;
+  const sign = cubes > 0 ? 1 : -1; // the ink is brighter or darker than the paper
+  const ink = difference.map((value) => Math.max(0, sign * value));
+
+  // The ink must stand out: noise alone reaches almost four times its own level.
+  const threshold = otsu(ink.filter((value) => value > 3 * noise));
+  const strongInk = ink.filter((value) => value > threshold);
+  const full = strongInk.length > 0 ? median(strongInk) : 0;
+  if (full < Math.max(MIN_CONTRAST, 4.5 * noise)) return null;
+
+  const faintest = Math.max(MIN_INK * full, 4 * noise);
+  const values = ink.map((value) => value < faintest ? 0 : Math.min(value / full, 1));
+  return { values, width: grey.width, height: grey.height };
+}
+
+// Return the connected components of the ink, and a map with the label of each pixel's component,
+// or 0. A component has the box of its pixels, their sum as its mass, and a list with its label.
+function connectedComponents({ values, width, height }) {
+  const labelMap = new Int32Array(values.length);
+  const components = [];
+
+  for (let start = 0; start < values.length; start++) {
+    if (values[start] === 0 || labelMap[start] !== 0) continue;
+
+    const label = components.length + 1;
+    const component = {
+      top: height, bottom: -1, left: width, right: -1, mass: 0, labels: [label],
+    };
+    components.push(component);
+
+    labelMap[start] = label;
+    const stack = [start];
+    while (stack.length > 0) {
+      const pixel = stack.pop();
+      const x = pixel % width;
+      const y = Math.floor(pixel / width);
+      component.mass += values[pixel];
+      component.top = Math.min(component.top, y);
+      component.bottom = Math.max(component.bottom, y);
+      component.left = Math.min(component.left, x);
+      component.right = Math.max(component.right, x);
+
+      // Diagonal neighbours are connected, too.
+      for (let row = Math.max(0, y - 1); row <= Math.min(height - 1, y + 1); row++) {
+        for (let column = Math.max(0, x - 1); column <= Math.min(width - 1, x + 1); column++) {
+          const neighbour = row * width + column;
+          if (values[neighbour] > 0 && labelMap[neighbour] === 0) {
+            labelMap[neighbour] = label;
+            stack.push(neighbour);
+          }
+        }
       }
     }
-    for (let i = 0; i < 6; i++) for (let j = 0; j < i; j++) a[i][j] = a[j][i];
-    const before = surface;
-    surface = solve(a, b);
-    if (surface.every((v, i) => Math.abs(v - before[i]) < 1e-5)) break;
   }
-  const noise = 1.5 * median(rows.map((r, s) => Math.abs(seen[s] - paper(r))));
-
-  const ink = new Float64Array(w * h);
-  let cubes = 0;
-  for (let y = 0, i = 0; y < h; y++)
-    for (let x = 0, v = at(y, h); x < w; x++, i++) {
-      const u = at(x, w);
-      ink[i] = values[i] - (surface[0] + surface[1] * u + surface[2] * v
-        + surface[3] * u * u + surface[4] * u * v + surface[5] * v * v);
-      cubes += ink[i] * ink[i] * ink[i];
-    }
-  for (let i = 0; i < ink.length; i++) ink[i] = Math.max(0, cubes > 0 ? ink[i] : -ink[i]);
-  const most = above(ink, otsu(above(ink, 3 * noise))), full = most.length ? median(most) : 0;
-  if (full < Math.max(MIN_CONTRAST, 4.5 * noise)) return null;
-  const least = Math.max(0.15 * full, 4 * noise);
-  for (let i = 0; i < ink.length; i++) ink[i] = ink[i] < least ? 0 : Math.min(ink[i] / full, 1);
-  return { ink, w, ...componentsOf(ink, w, h) };
+  return { labelMap, components };
 }
 
-// The connected components of the ink: the number of each pixel's, and of each component its box, up
-// to the last row and column. Without those of less than a twentieth of the largest one's ink.
-function componentsOf(ink, w, h) {
-  const numbers = new Int32Array(w * h), all = [], stack = [];
-  for (let start = 0; start < ink.length; start++) {
-    if (!ink[start] || numbers[start]) continue;
-    const box = { top: h, bottom: -1, left: w, right: -1, mass: 0, numbers: [all.length + 1] };
-    all.push(box);
-    numbers[start] = all.length;
-    stack.push(start);
-    while (stack.length) {
-      const i = stack.pop(), x = i % w, y = (i - x) / w;
-      box.mass += ink[i];
-      box.top = Math.min(box.top, y); box.bottom = Math.max(box.bottom, y);
-      box.left = Math.min(box.left, x); box.right = Math.max(box.right, x);
-      for (let v = Math.max(0, y - 1); v <= Math.min(h - 1, y + 1); v++)
-        for (let u = Math.max(0, x - 1); u <= Math.min(w - 1, x + 1); u++) {
-          const j = v * w + u;
-          if (ink[j] && !numbers[j]) { numbers[j] = all.length; stack.push(j); }
-        }
-    }
-  }
-  const least = 0.05 * all.reduce((most, { mass }) => Math.max(most, mass), 0);
-  return { numbers, components: all.filter(({ mass }) => mass >= least) };
+function withoutSpecks(components) {
+  const largest = components.reduce((most, { mass }) => Math.max(most, mass), 0);
+  return components.filter(({ mass }) => mass >= MIN_COMPONENT * largest);
 }
 
-const union = (a, b) => ({
-  top: Math.min(a.top, b.top), bottom: Math.max(a.bottom, b.bottom),
-  left: Math.min(a.left, b.left), right: Math.max(a.right, b.right),
-  numbers: [...a.numbers, ...b.numbers],
-});
+function union(first, second) {
+  return {
+    top: Math.min(first.top, second.top),
+    bottom: Math.max(first.bottom, second.bottom),
+    left: Math.min(first.left, second.left),
+    right: Math.max(first.right, second.right),
+    labels: [...first.labels, ...second.labels],
+  };
+}
 
-// The components of each digit, from left to right: those above each other are one digit's.
+// Join the components of each digit. Returns one component per digit, from left to right.
 function groupByDigit(components) {
-  const groups = [], widthOf = ({ left, right }) => right - left + 1;
-  for (const next of [...components].sort((a, b) => a.left - b.left)) {
-    const last = groups.at(-1);
-    if (last && last.right + 1 - next.left >= 0.4 * Math.min(widthOf(next), widthOf(last)))
-      groups[groups.length - 1] = union(last, next);
-    else groups.push(next);
-  }
-  return groups;
-}
+  const widthOf = ({ left, right }) => right - left + 1;
+  const strokes = [...components].sort((first, second) => first.left - second.left);
 
-// The ink of a group of components, as large as its box.
-function cut({ ink, w, numbers }, group) {
-  const width = group.right - group.left + 1, height = group.bottom - group.top + 1;
-  const digit = { ink: new Float64Array(width * height), w: width, h: height };
-  const own = new Set(group.numbers);
-  for (let y = 0, i = 0; y < height; y++)
-    for (let x = 0; x < width; x++, i++) {
-      const j = (group.top + y) * w + group.left + x;
-      if (own.has(numbers[j])) digit.ink[i] = ink[j];
+  const digits = [strokes[0]];
+  for (const stroke of strokes.slice(1)) {
+    const digit = digits.at(-1);
+    const narrower = Math.min(widthOf(stroke), widthOf(digit));
+    const overlap = digit.right + 1 - stroke.left;
+    if (overlap >= MIN_OVERLAP * narrower) {
+      digits[digits.length - 1] = union(digit, stroke);
+    } else {
+      digits.push(stroke);
     }
-  return digit;
+  }
+  return digits;
 }
 
-// A thin pen's strokes made as wide as MNIST's thinnest.
-function thicken(digit) {
-  const { ink, w, h } = digit;
-  let area = 0, edge = 0;
-  for (let y = 0, i = 0; y < h; y++)
-    for (let x = 0; x < w; x++, i++) {
-      if (ink[i] <= 0.5) continue;
+// Cut a component out of the ink, along its box and without the ink of others.
+function cutOut(ink, labelMap, component) {
+  const width = component.right - component.left + 1;
+  const height = component.bottom - component.top + 1;
+  const labels = new Set(component.labels);
+
+  const values = new Float64Array(width * height);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const source = (component.top + y) * ink.width + component.left + x;
+      if (labels.has(labelMap[source])) values[y * width + x] = ink.values[source];
+    }
+  }
+  return { values, width, height };
+}
+
+// Return the mean width of a digit's strokes, in pixels.
+function strokeWidth({ values, width, height }) {
+  const isSolid = (x, y) => {
+    const isInside = x >= 0 && x < width && y >= 0 && y < height;
+    return isInside && values[y * width + x] > 0.5;
+  };
+
+  let area = 0;
+  let edge = 0;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      if (!isSolid(x, y)) continue;
       area++;
-      // Its four sides, where there is no solid ink beyond.
-      edge += (x === 0 || ink[i - 1] <= 0.5) + (x === w - 1 || ink[i + 1] <= 0.5)
-        + (y === 0 || ink[i - w] <= 0.5) + (y === h - 1 || ink[i + w] <= 0.5);
+      if (!isSolid(x - 1, y)) edge++;
+      if (!isSolid(x + 1, y)) edge++;
+      if (!isSolid(x, y - 1)) edge++;
+      if (!isSolid(x, y + 1)) edge++;
     }
-  const width = 2 * area / Math.max(1, edge);
-  const missing = roundEven((MIN_STROKE_WIDTH * Math.max(w, h) / 20 - width) / 2);
-  if (missing <= 0) return digit;
-  const big = { w: w + 2 * missing, h: h + 2 * missing };
-  big.ink = new Float64Array(big.w * big.h);
-  for (let y = 0; y < h; y++)
-    for (let x = 0; x < w; x++) {
-      const value = ink[y * w + x];
-      if (!value) continue;
-      for (let v = y; v <= y + 2 * missing; v++)
-        for (let u = x; u <= x + 2 * missing; u++)
-          if (big.ink[v * big.w + u] < value) big.ink[v * big.w + u] = value;
-    }
-  return big;
-}
-
-// The anti-aliased triangle filter of Pillow and PyTorch: which inputs each output is a mean of.
-function resampling(from, to) {
-  const scale = from / to, support = Math.max(1, scale);
-  return Array.from({ length: to }, (_, i) => {
-    const middle = scale * (i + 0.5);
-    const first = Math.max(0, Math.trunc(middle - support + 0.5));
-    const end = Math.min(from, Math.trunc(middle + support + 0.5));
-    const weights = [];
-    for (let j = first; j < end; j++)
-      weights.push(Math.max(0, 1 - Math.abs((j - middle + 0.5) / support)));
-    const total = weights.reduce((a, b) => a + b);
-    return { first, weights: weights.map((v) => v / total) };
-  });
-}
-
-// Scaled to fit 20x20, its centre of mass in the middle of 28x28: bytes, 0 to 255.
-function centre({ ink, w, h }) {
-  const longest = Math.max(w, h), size = [h, w].map((side) => Math.max(1, roundEven(20 * side / longest)));
-  const across = resampling(w, size[1]), down = resampling(h, size[0]);
-  const narrow = new Float64Array(h * size[1]), small = new Float64Array(size[0] * size[1]);
-  for (let y = 0; y < h; y++)
-    across.forEach(({ first, weights }, x) => {
-      for (let k = 0; k < weights.length; k++)
-        narrow[y * size[1] + x] += weights[k] * ink[y * w + first + k];
-    });
-  let mass = 0, massY = 0, massX = 0;
-  down.forEach(({ first, weights }, y) => {
-    for (let x = 0; x < size[1]; x++) {
-      const i = y * size[1] + x;
-      for (let k = 0; k < weights.length; k++) small[i] += weights[k] * narrow[(first + k) * size[1] + x];
-      mass += small[i]; massY += small[i] * y; massX += small[i] * x;
-    }
-  });
-  const corner = [massY, massX].map((m, axis) =>
-    Math.min(Math.max(roundEven(13.5 - m / mass), 0), 28 - size[axis]));
-  const image = new Uint8Array(784);
-  for (let y = 0; y < size[0]; y++)
-    for (let x = 0; x < size[1]; x++)
-      image[(corner[0] + y) * 28 + corner[1] + x] = roundEven(small[y * size[1] + x] * 255);
-  const fullest = image.reduce((a, b) => Math.max(a, b));
-  return image.map((v) => roundEven(v * 255 / fullest));
-}
-
-// What the network sees of a picture (an ImageData): 784 bytes for each digit, from left to right. One
-// digit unless there are several of at least half the height of the highest: as in `to_mnist`.
-function digitsIn(picture) {
-  for (const paper of [255, 0]) {
-    const found = inkOf(greyOf(picture, paper));
-    if (!found) continue;
-    const groups = groupByDigit(found.components);
-    const heights = groups.map(({ top, bottom }) => bottom - top);
-    const tall = Math.max(...heights) / 2, several = heights.filter((v) => v > tall).length > 1;
-    const digits = several ? groups : [groups.reduce(union)];
-    return digits.map((group) => centre(thicken(cut(found, group))));
   }
-  return [];
+
+  // A stroke of length l and width w has the area l w and the edge 2 l.
+  return 2 * area / Math.max(1, edge);
+}
+
+// Make a thin pen's strokes as wide as MNIST's thinnest.
+function thicken(digit) {
+  const longerSide = Math.max(digit.width, digit.height);
+  const minWidth = MIN_STROKE_WIDTH * longerSide / 20;
+
+  // The missing width, half of it on either side of the stroke.
+  const missing = roundHalfToEven((minWidth - strokeWidth(digit)) / 2);
+  if (missing <= 0) return digit;
+
+  const width = digit.width + 2 * missing;
+  const height = digit.height + 2 * missing;
+  const values = new Float64Array(width * height);
+  for (let y = 0; y < digit.height; y++) {
+    for (let x = 0; x < digit.width; x++) {
+      const value = digit.values[y * digit.width + x];
+      if (value === 0) continue;
+
+      // Each pixel becomes a square. Where squares overlap, the darkest ink wins.
+      for (let row = y; row <= y + 2 * missing; row++) {
+        for (let column = x; column <= x + 2 * missing; column++) {
+          const target = row * width + column;
+          values[target] = Math.max(values[target], value);
+        }
+      }
+    }
+  }
+  return { values, width, height };
+}
+
+// Return which inputs each output is a weighted mean of: the anti-aliased triangle filter of Pillow
+// and PyTorch. Each output has the index of its first input, and the weights from there on.
+function triangleFilter(inputSize, outputSize) {
+  const scale = inputSize / outputSize;
+  const support = Math.max(1, scale);
+
+  const filter = [];
+  for (let output = 0; output < outputSize; output++) {
+    const middle = scale * (output + 0.5);
+    const first = Math.max(0, Math.trunc(middle - support + 0.5));
+    const end = Math.min(inputSize, Math.trunc(middle + support + 0.5));
+
+    const heights = [];
+    let total = 0;
+    for (let input = first; input < end; input++) {
+      const height = Math.max(0, 1 - Math.abs((input - middle + 0.5) / support));
+      heights.push(height);
+      total += height;
+    }
+    filter.push({ first, weights: heights.map((height) => height / total) });
+  }
+  return filter;
+}
+
+// Resize a grey image, first its rows, then its columns.
+function resize(image, width, height) {
+  const narrow = new Float64Array(width * image.height);
+  triangleFilter(image.width, width).forEach(({ first, weights }, x) => {
+    for (let y = 0; y < image.height; y++) {
+      for (let i = 0; i < weights.length; i++) {
+        narrow[y * width + x] += weights[i] * image.values[y * image.width + first + i];
+      }
+    }
+  });
+
+  const values = new Float64Array(width * height);
+  triangleFilter(image.height, height).forEach(({ first, weights }, y) => {
+    for (let x = 0; x < width; x++) {
+      for (let i = 0; i < weights.length; i++) {
+        values[y * width + x] += weights[i] * narrow[(first + i) * width + x];
+      }
+    }
+  });
+  return { values, width, height };
+}
+
+// Scale a digit to fit into 20x20 and put its centre of mass into the middle of 28x28. Returns 784
+// bytes, the darkest ink being 255.
+function centre(digit) {
+  const longerSide = Math.max(digit.width, digit.height);
+  const width = Math.max(1, roundHalfToEven(20 * digit.width / longerSide));
+  const height = Math.max(1, roundHalfToEven(20 * digit.height / longerSide));
+  const { values } = resize(digit, width, height);
+
+  let mass = 0;
+  let momentX = 0;
+  let momentY = 0;
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const value = values[y * width + x];
+      mass += value;
+      momentX += value * x;
+      momentY += value * y;
+    }
+  }
+  const left = Math.min(Math.max(roundHalfToEven(13.5 - momentX / mass), 0), 28 - width);
+  const top = Math.min(Math.max(roundHalfToEven(13.5 - momentY / mass), 0), 28 - height);
+
+  const image = new Uint8Array(784);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      image[(top + y) * 28 + left + x] = roundHalfToEven(values[y * width + x] * 255);
+    }
+  }
+  const darkest = Math.max(...image);
+  return image.map((value) => roundHalfToEven(value * 255 / darkest));
+}
+
+// Return what the network sees of an ImageData: 784 bytes per digit, from left to right.
+function digitsIn(picture) {
+  const ink = findInk(readGrey(picture));
+  if (ink === null) return [];
+
+  const { labelMap, components } = connectedComponents(ink);
+  const groups = groupByDigit(withoutSpecks(components));
+
+  // As in `to_mnist`, the picture holds several digits if several groups are more than half as high
+  // as the highest. Otherwise the small groups are parts of one digit.
+  const heights = groups.map(({ top, bottom }) => bottom - top);
+  const minHeight = Math.max(...heights) / 2;
+  const isSeveral = heights.filter((height) => height > minHeight).length > 1;
+  const digits = isSeveral ? groups : [groups.reduce(union)];
+
+  return digits.map((digit) => centre(thicken(cutOut(ink, labelMap, digit))));
 }

@@ -1,76 +1,124 @@
-// What `EnhancedNet` and `mnist_lab.research.understanding.attributions` do, in the browser. Tests
-// hold this file to PyTorch and to Captum.
+// What `EnhancedNet` and `mnist_lab.research.understanding.attributions` do, in the browser.
+// tests/test_page.py compares this file with PyTorch and with Captum.
 
-// The layers' weights and biases from 16-bit integers in base64, in the order of the state_dict, each
-// tensor with its scale.
+// Return each layer's weights (outputs x inputs, row by row) and biases.
+//
+// base64: 16-bit integers, little-endian, in the order of the state_dict.
+// sizes: the number of inputs, and of each layer's outputs.
+// scales: what the integers of each tensor are multiplied by.
 function unpack(base64, sizes, scales) {
-  const text = atob(base64), bytes = new Uint8Array(text.length);
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const integers = new Int16Array(bytes.buffer);
-  let start = 0, tensor = 0;
-  const take = (n) => {
-    const scale = scales[tensor++];
-    return Float32Array.from(integers.subarray(start, start += n), (v) => v * scale);
-  };
-  return sizes.slice(1).map((n, i) => ({ weights: take(n * sizes[i]), biases: take(n) }));
+
+  const layers = [];
+  let start = 0;
+  for (let i = 0; i < sizes.length - 1; i++) {
+    const inputs = sizes[i];
+    const outputs = sizes[i + 1];
+    const weightScale = scales[2 * i];
+    const biasScale = scales[2 * i + 1];
+
+    const biasStart = start + outputs * inputs;
+    const end = biasStart + outputs;
+    const weightIntegers = integers.subarray(start, biasStart);
+    const biasIntegers = integers.subarray(biasStart, end);
+    layers.push({
+      weights: Float32Array.from(weightIntegers, (integer) => integer * weightScale),
+      biases: Float32Array.from(biasIntegers, (integer) => integer * biasScale),
+    });
+    start = end;
+  }
+  return layers;
 }
 
-const normalised = (image, mean, std) => Float32Array.from(image, (v) => (v / 255 - mean) / std);
-const relu = (x) => x.map((v) => Math.max(0, v));
+function normalise(image, mean, std) {
+  return Float32Array.from(image, (value) => (value / 255 - mean) / std);
+}
 
-function linear({ weights, biases }, x) {
-  const n = x.length;
-  return biases.map((bias, i) => {
-    let a = bias, b = 0, c = 0, d = 0; // four sums, that need not wait for each other
-    for (let j = 0, k = i * n; j < n; j += 4, k += 4) {
-      a += weights[k] * x[j];
-      b += weights[k + 1] * x[j + 1];
-      c += weights[k + 2] * x[j + 2];
-      d += weights[k + 3] * x[j + 3];
+function relu(inputs) {
+  return inputs.map((value) => Math.max(0, value));
+}
+
+function linear({ weights, biases }, inputs) {
+  return biases.map((bias, output) => {
+    const row = output * inputs.length;
+
+    // Four sums are faster than one, because an addition to one need not wait for the others. All
+    // layers have a multiple of four inputs.
+    let sum0 = bias;
+    let sum1 = 0;
+    let sum2 = 0;
+    let sum3 = 0;
+    for (let i = 0; i < inputs.length; i += 4) {
+      sum0 += weights[row + i] * inputs[i];
+      sum1 += weights[row + i + 1] * inputs[i + 1];
+      sum2 += weights[row + i + 2] * inputs[i + 2];
+      sum3 += weights[row + i + 3] * inputs[i + 3];
     }
-    return a + b + c + d;
+    return sum0 + sum1 + sum2 + sum3;
   });
 }
 
-// The gradient with respect to a linear layer's input, from the one with respect to its output.
-function backward({ weights, biases }, gradient) {
-  const n = weights.length / biases.length, result = new Float32Array(n);
-  gradient.forEach((g, i) => {
-    if (g) for (let j = 0, k = i * n; j < n; j++, k++) result[j] += g * weights[k];
+// Return the gradient with respect to a linear layer's inputs, from the one to its outputs.
+function backward({ weights, biases }, outputGradient) {
+  const inputGradient = new Float32Array(weights.length / biases.length);
+  outputGradient.forEach((gradient, output) => {
+    if (gradient === 0) return; // as behind every unit that the ReLU has switched off
+    const row = output * inputGradient.length;
+    for (let i = 0; i < inputGradient.length; i++) {
+      inputGradient[i] += gradient * weights[row + i];
+    }
   });
-  return result;
+  return inputGradient;
 }
 
-// The ten probabilities of 784 bytes.
+// Return the ten probabilities of an image of 784 bytes.
 function predict(layers, image, mean, std) {
-  const [first, ...rest] = layers;
-  const sums = linear(first, normalised(image, mean, std));
-  const logits = rest.reduce((x, layer) => linear(layer, relu(x)), sums);
-  const top = Math.max(...logits);
-  const powers = logits.map((v) => Math.exp(v - top)), total = powers.reduce((a, b) => a + b);
-  return powers.map((v) => v / total);
+  let logits = linear(layers[0], normalise(image, mean, std));
+  for (const layer of layers.slice(1)) logits = linear(layer, relu(logits));
+
+  // Softmax. The largest logit is subtracted so that no power overflows.
+  const largest = Math.max(...logits);
+  const powers = logits.map((logit) => Math.exp(logit - largest));
+  const total = powers.reduce((sum, power) => sum + power);
+  return powers.map((power) => power / total);
 }
 
-// By how much each of 784 bytes raises the logit of `answer`, compared with an empty image: integrated
-// gradients, the mean gradient over `steps` images on the way from there, times the pixel. They sum to
-// the logit's difference.
+// Return by how much each of an image's 784 bytes raises the logit of the digit `answer`.
+//
+// Integrated gradients: the mean gradient over `steps` images on the way from an empty image to
+// this one, times the pixel. The 784 values sum to the difference between the two images' logits.
 // Source: Sundararajan, Taly & Yan, "Axiomatic attribution for deep networks", 2017.
 function attributions(layers, image, answer, mean, std, steps = 64) {
-  const [first, ...rest] = layers;
-  // The images lie on a line, so the first layer's outputs do: two products there, not one a step.
-  const from = linear(first, normalised(new Uint8Array(784), mean, std));
-  const to = linear(first, normalised(image, mean, std));
-  const total = new Float32Array(from.length);
+  const laterLayers = layers.slice(1);
+
+  // The images lie on a line, so the first layer's outputs do, too: it needs to be computed only
+  // for the two ends, and its gradient only once.
+  const emptyOutput = linear(layers[0], normalise(new Uint8Array(784), mean, std));
+  const imageOutput = linear(layers[0], normalise(image, mean, std));
+  const meanGradient = new Float32Array(emptyOutput.length);
+
   for (let step = 0; step < steps; step++) {
-    const part = (step + 0.5) / steps;
-    const outputs = [from.map((v, i) => v + part * (to[i] - v))];
-    for (const layer of rest) outputs.push(linear(layer, relu(outputs.at(-1))));
-    let gradient = outputs.pop().map((_, i) => i === answer ? 1 : 0);
-    for (const layer of [...rest].reverse()) {
-      const output = outputs.pop();
-      gradient = backward(layer, gradient).map((g, i) => output[i] > 0 ? g : 0);
+    const fraction = (step + 0.5) / steps;
+    const firstOutput = emptyOutput.map(
+      (value, i) => value + fraction * (imageOutput[i] - value),
+    );
+    const outputs = [firstOutput];
+    for (const layer of laterLayers) outputs.push(linear(layer, relu(outputs.at(-1))));
+
+    let gradient = new Float32Array(outputs.at(-1).length);
+    gradient[answer] = 1;
+    for (let i = laterLayers.length - 1; i >= 0; i--) {
+      // The ReLU before this layer passes the gradient on where its input is positive.
+      const reluInput = outputs[i];
+      const reluGradient = backward(laterLayers[i], gradient);
+      gradient = reluGradient.map((value, unit) => reluInput[unit] > 0 ? value : 0);
     }
-    gradient.forEach((g, i) => { total[i] += g / steps; });
+    for (let unit = 0; unit < gradient.length; unit++) meanGradient[unit] += gradient[unit] / steps;
   }
-  return backward(first, total).map((g, i) => g * image[i] / 255 / std);
+
+  const inputGradient = backward(layers[0], meanGradient);
+  return inputGradient.map((gradient, i) => gradient * image[i] / 255 / std);
 }

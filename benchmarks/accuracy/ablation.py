@@ -1,9 +1,12 @@
 """Ablation: from the course project's recipe to the best and the most robust network.
 
-`make ablation`: trains the runs that have no weights in `benchmarks/accuracy/runs/` yet, then reads
-the test set, clean and corrupted, once for each, and writes `benchmarks/accuracy/ablation.json`.
-`python benchmarks/accuracy/ablation.py "plain Adam"` does so for that configuration alone; the
-record keeps what it has of the others. The choices come from `make ideas`, which must have run.
+`make ablation` trains the runs that have no weights in `benchmarks/accuracy/runs/` yet. It then
+evaluates each network once on the test set, clean and corrupted, and writes
+`benchmarks/accuracy/ablation.json`.
+
+`python benchmarks/accuracy/ablation.py "plain Adam"` does this for one configuration only; the
+record keeps the results of the others. `make ideas` must have run before: the settings below were
+chosen with it, on validation images.
 """
 
 import sys
@@ -35,10 +38,11 @@ RECORD = Path(__file__).with_suffix(".json")
 TEACHER_LOGITS = {"file": "data/teacher_logits.pt", "copies": 60}
 BEST = "distilled"
 ROBUST = "distilled, disturbed"
-SEEDS = {BEST: range(10)}  # of the others five
+SEEDS = {BEST: range(10)}
+DEFAULT_SEEDS = range(5)
 
-# Seed 0 of these configurations is published, whatever its score. This was fixed before the test
-# set was read.
+# The weights of seed 0 of these configurations are published, whatever their score. This was fixed
+# before the test set was read.
 PUBLISHED = {
     BEST: "enhanced_model_best.pth",
     ROBUST: "enhanced_model_robust.pth",
@@ -46,7 +50,9 @@ PUBLISHED = {
 }
 
 SHORT = {"precision": "float32", "epochs": 10, "augment_strength": 0.0}
-# After all choices were made, the others train longer, and on the validation images too.
+
+# The last five configurations came after all choices. They train longer, and on the validation
+# images too.
 ALL_TAUGHT = {"all_images": True, "teacher_logits": TEACHER_LOGITS["file"]}
 CONFIGURATIONS = {
     "plain Adam": {
@@ -77,7 +83,8 @@ COMPARED_WITH = {
     ROBUST: BEST,
 }
 
-# The group of `ideas.py` whose recipe, trained without the validation images, gives a temperature.
+# A network that was trained on the validation images cannot be calibrated on them. It takes the
+# temperature of a similar network: the recipe of this group in `ideas.py`.
 GROUPS = {
     "Muon, all images": "without a teacher",
     "ConvNet": "ConvNet",
@@ -89,19 +96,19 @@ GROUPS = {
 
 def runs(configuration: str) -> list[dict]:
     """Return the runs of a configuration, one for each seed."""
-    seeds = SEEDS.get(configuration, range(5))
+    seeds = SEEDS.get(configuration, DEFAULT_SEEDS)
     return [{**CONFIGURATIONS[configuration], "seed": seed} for seed in seeds]
 
 
 def recipe(configuration: str) -> dict:
-    """Return all fields of a configuration but the seed."""
+    """Return all fields of a configuration except the seed."""
     fields = with_defaults(CONFIGURATIONS[configuration])
     del fields["seed"]
     return fields
 
 
 def temperature(name: str, run: dict, splits: Splits) -> float:
-    """Return the temperature fitted on validation images that the network was not trained on."""
+    """Return the temperature that fits validation images which were not used for training."""
     if name in GROUPS:
         run = variants(GROUPS[name])["the recipe"]
     return fit_temperature(evaluate(trained(run), splits.validation))
@@ -113,28 +120,34 @@ def evaluate_run(
     """Evaluate one run on the test set, clean and corrupted."""
     model = trained(run)
     test = evaluate(model, splits.test)
-    scale = temperature(name, run, splits)
+    run_temperature = temperature(name, run, splits)
+    scaled = with_temperature(test, run_temperature)
+    n_correct_corrupted = {
+        corruption: evaluate(model, images).n_correct for corruption, images in corrupted.items()
+    }
+
     result = {
         "seed": run["seed"],
         "training_seconds": round(record["seconds"], 1),
         "best_epoch": record["best_epoch"],
-        # None if it was trained on these images.
+        # Means nothing for a network that was trained on these images.
         "validation_accuracy": None if run.get("all_images") else record["validation_accuracy"],
         "test_correct": test.n_correct,
-        "temperature": scale,
+        "temperature": run_temperature,
         "test_ece": calibration(test)["ece"],
-        "test_ece_scaled": calibration(with_temperature(test, scale))["ece"],
-        "corrupted": {k: evaluate(model, images).n_correct for k, images in corrupted.items()},
+        "test_ece_scaled": calibration(scaled)["ece"],
+        "corrupted": n_correct_corrupted,
     }
-    if run["seed"] == 0:  # which is compared image by image
+    if run["seed"] == 0:  # McNemar's test compares seed 0 image by image
         result["test_wrong"] = (~test.correct).nonzero()[:, 0].tolist()
     return result
 
 
 def publish(name: str, result: dict, splits: Splits) -> None:
     """Save the weights of seed 0 with their card."""
+    model = trained(runs(name)[0]).cpu()
     save_weights(
-        trained(runs(name)[0]).cpu(),
+        model,
         repo_root() / "models" / PUBLISHED[name],
         configuration=name,
         recipe={**recipe(name), "seed": 0},
@@ -147,49 +160,56 @@ def publish(name: str, result: dict, splits: Splits) -> None:
 
 
 def main() -> None:
-    """Train, read the test set, write the record, publish."""
+    """Train, evaluate on the test set, write the record, and publish weights."""
     splits = load("mnist")
     names = sys.argv[1:] or list(CONFIGURATIONS)
-    taught = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
+    students = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
 
     print("Configurations without a teacher", flush=True)
-    train([run for name in names if name not in taught for run in runs(name)])
-    if taught:
+    train([run for name in names if name not in students for run in runs(name)])
+
+    if students:
+        # The teachers are the ConvNets of all seeds.
         print("Configurations with a teacher", flush=True)
         train(runs("ConvNet"))
         images = concatenate(splits.train, splits.validation)
         precompute(TEACHER_LOGITS["file"], images, runs("ConvNet"), TEACHER_LOGITS["copies"])
-        train([run for name in taught for run in runs(name)])
+        train([run for name in students for run in runs(name)])
 
     print("The test set, clean and corrupted", flush=True)
     corrupted = {name: corrupt(splits.test, name) for name in CORRUPTIONS}
+
     configurations = {}
     if RECORD.exists():
         configurations = read_json(RECORD, {"configurations": dict})["configurations"]
     for name in names:
+        sweep_records = train(runs(name))  # nothing is trained again: this reads the records
+        results = [
+            evaluate_run(splits, corrupted, name, run, record)
+            for run, record in zip(runs(name), sweep_records, strict=True)
+        ]
         configurations[name] = {
             "recipe": recipe(name),
             "compared_with": COMPARED_WITH.get(name),
             "machine": machine(),
             "version": VERSION,
             "made": time.strftime("%Y-%m-%d"),
-            "runs": [
-                evaluate_run(splits, corrupted, name, run, record)
-                for run, record in zip(runs(name), train(runs(name)), strict=True)
-            ],
+            "runs": results,
         }
+
     if "ConvNet" in names:
         logits = [evaluate(trained(run), splits.test).logits for run in runs("ConvNet")]
         ensemble = Evaluation(sum(logits), splits.test.labels, splits.test.classes)
         configurations["ConvNet"]["ensemble_correct"] = ensemble.n_correct
 
+    in_order = {name: configurations[name] for name in CONFIGURATIONS if name in configurations}
     record = {
         "command": "make ablation",
         "teacher_logits": TEACHER_LOGITS,
         "best": BEST,
         "robust": ROBUST,
         "test_images": len(splits.test),
-        "configurations": {k: configurations[k] for k in CONFIGURATIONS if k in configurations},
+        "configurations": in_order,
     }
     write_json(RECORD, record, indent=None)
 

@@ -1,10 +1,10 @@
-"""Digits of handwriting fonts as one picture: handwriting that no network here is trained on.
+"""Draw the digits of handwriting fonts as one picture: no network here is trained on them.
 
-`python benchmarks/accuracy/fonts.py FOLDER` makes `fonts.png` and `fonts.json` anew from a folder
-with packages of fontsource.org, fetched by `npm pack @fontsource/caveat ...`; nothing else needs
-them. Most are free under the SIL Open Font License, some under the Apache License: `fonts.json`
-has each one's. The Playwrite fonts are the letters that the schools of 35 countries
-teach; the others are less formal.
+`python benchmarks/accuracy/fonts.py FOLDER` makes `fonts.png` and `fonts.json` anew. The folder
+holds packages of fontsource.org, fetched by `npm pack @fontsource/caveat ...`; nothing else needs
+them. Most fonts are free under the SIL Open Font License, some under the Apache License;
+`fonts.json` names the licence of each. The Playwrite fonts are the letters that the schools of 35
+countries teach; the others are less formal.
 """
 
 import io
@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mnist_lab.handwriting.fonts import PICTURE, SIDE
+from mnist_lab.handwriting.fonts import FONT_SHEET, SIDE
 from mnist_mlp.files import write_json
 
 
 def draw(font: ImageFont.FreeTypeFont, digit: str) -> np.ndarray:
-    """Return a digit that fills the square but for a margin, in 16 levels of grey."""
+    """Return a digit that fills the square except for a margin, uint8 in 16 levels of grey."""
     left, top, right, bottom = font.getbbox(digit)
     side = round(1.1 * max(right - left, bottom - top))
     square = Image.new("L", (side, side))
-    corner = (side - right - left) / 2, (side - bottom - top) / 2
+    corner = ((side - right - left) / 2, (side - bottom - top) / 2)
     ImageDraw.Draw(square).text(corner, digit, font=font, fill=255)
+
     small = square.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return (np.asarray(small) // 16 * 17).astype(np.uint8)
+    return (np.asarray(small) // 16 * 17).astype(np.uint8)  # few levels compress well
 
 
 def main(folder: str) -> None:
@@ -39,8 +40,9 @@ def main(folder: str) -> None:
             card = json.load(package.extractfile("package/metadata.json"))
             version = json.load(package.extractfile("package/package.json"))["version"]
             weight = 400 if 400 in card["weights"] else card["weights"][0]
-            name = f"package/files/{card['id']}-latin-{weight}-normal.woff"
-            font = ImageFont.truetype(io.BytesIO(package.extractfile(name).read()), 300)
+            font_file = f"package/files/{card['id']}-latin-{weight}-normal.woff"
+            font = ImageFont.truetype(io.BytesIO(package.extractfile(font_file).read()), 300)
+
         rows.append(np.concatenate([draw(font, str(digit)) for digit in range(10)], axis=1))
         fonts.append(
             {
@@ -49,9 +51,10 @@ def main(folder: str) -> None:
                 "licence": card["license"]["type"],
             }
         )
-    Image.fromarray(np.concatenate(rows)).save(PICTURE, optimize=True)
+
+    Image.fromarray(np.concatenate(rows)).save(FONT_SHEET, optimize=True)
     record = {"command": "python benchmarks/accuracy/fonts.py FOLDER", "fonts": fonts}
-    write_json(PICTURE.with_suffix(".json"), record)
+    write_json(FONT_SHEET.with_suffix(".json"), record)
 
 
 if __name__ == "__main__":

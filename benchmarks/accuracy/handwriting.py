@@ -1,11 +1,13 @@
-"""A network that reads the handwriting of more than one country.
+"""Train a network that reads the handwriting of more than one country.
 
-`make handwriting`: takes the best network, which was trained on MNIST alone and reads many a 1 with
-an upstroke as a 7, and trains it further, on warped images of MNIST and of synthetic handwriting.
-Its own logits are the targets, so that it forgets nothing; of synthetic handwriting the label's
-logit is raised where it does not lead clearly. The weights then go back a fifth of the way. Reads
-the test set and handwriting of other origin once for each seed, and writes
-`benchmarks/accuracy/handwriting.json` and the weights of seed 0. The choices were made on the
+`make handwriting` starts from the best network. That one was trained on MNIST alone and reads many
+a 1 with an upstroke as a 7. It is trained further, on warped copies of MNIST and of synthetic
+handwriting. Its own logits are the targets, so that it forgets nothing; for synthetic handwriting
+the label's logit is raised where it does not lead clearly. After training, the weights go back a
+fifth of the way.
+
+The script reads the test set and handwriting of other origin once per seed. It writes
+`benchmarks/accuracy/handwriting.json` and the weights of seed 0. All choices were made on the
 validation images and on the other half of the fonts.
 """
 
@@ -32,9 +34,9 @@ MODELS = repo_root() / "models"
 START = MODELS / "enhanced_model_best.pth"
 PUBLISHED = MODELS / "enhanced_model_handwriting.pth"
 SEEDS = range(3)
-SYNTHETIC = 24_000  # images
-COPIES = 20
-MARGIN = 5.0  # of the label's logit over the others', for synthetic handwriting
+SYNTHETIC = 24_000  # images of synthetic handwriting
+COPIES = 20  # warped copies of each image: one for each epoch in turn
+MARGIN = 5.0  # by which the label's logit leads all others, for synthetic handwriting
 SHARE = 0.8  # of the way from the old weights to the trained ones
 RECIPE = Recipe(
     epochs=30,
@@ -46,51 +48,52 @@ RECIPE = Recipe(
 )
 
 
-def corrected(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def raise_label_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the logits with each label's raised, if need be, to lead all others by `MARGIN`."""
     label = labels[:, None]
-    others = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
-    raised = torch.maximum(logits.gather(1, label), others + MARGIN)
+    highest_other = logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)
+    raised = torch.maximum(logits.gather(1, label), highest_other + MARGIN)
     return logits.scatter(1, label, raised)
 
 
-def training_sets(mnist: ImageDataset, teacher: nn.Module) -> list[ImageDataset]:
+def training_sets(
+    mnist: ImageDataset, teacher: nn.Module, n_synthetic: int = SYNTHETIC, copies: int = COPIES
+) -> list[ImageDataset]:
     """Return warped copies of MNIST and of synthetic handwriting with the teacher's logits."""
-    synthetic = synthetic_digits(SYNTHETIC)
-    sets = precompute_teacher_logits(concatenate(mnist, synthetic), [teacher], COPIES)
-    for copy in sets:
-        synthetic_logits = copy.teacher_logits[len(mnist) :]
-        synthetic_logits.copy_(corrected(synthetic_logits, synthetic.labels))
-    return sets
+    synthetic = synthetic_digits(n_synthetic)
+    train_sets = precompute_teacher_logits(concatenate(mnist, synthetic), [teacher], copies)
+    for train_set in train_sets:
+        synthetic_logits = train_set.teacher_logits[len(mnist) :]
+        synthetic_logits.copy_(raise_label_logits(synthetic_logits, synthetic.labels))
+    return train_sets
 
 
 def interpolate(model: nn.Module, start: nn.Module) -> None:
-    """Move the model's weights back towards the start's, which costs new knowledge less than old.
+    """Move the model's weights back towards the start's: it forgets less than it gains.
 
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022.
     """
     with torch.no_grad():
-        for weight, old in zip(model.parameters(), start.parameters(), strict=True):
-            weight.lerp_(old, 1 - SHARE)
+        for weight, start_weight in zip(model.parameters(), start.parameters(), strict=True):
+            weight.lerp_(start_weight, 1 - SHARE)
 
 
-def handwriting(half: int) -> dict[str, ImageDataset]:
-    """Return sets of handwriting by name; `half` of the fonts: 0 to choose, 1 to report."""
+def photos() -> ImageDataset:
+    """Return 200 photos of one person's digits, as `to_mnist` reads them."""
     random = np.random.default_rng(0)
     digits = torch.arange(10).repeat(20)
-    photos = [to_mnist(render_photo(str(int(digit)), random, 320)) for digit in digits]
-
-    small = load("digits", download=False)
-    scanned = concatenate(concatenate(small.train, small.validation), small.test)
-
-    sets = font_digits(half)
-    sets["photos of one person's digits"] = ImageDataset(torch.stack(photos), digits)
-    sets["43 people in Turkey, 8x8 pixels"] = scanned
-    return sets
+    images = [to_mnist(render_photo(str(int(digit)), random, 320)) for digit in digits]
+    return ImageDataset(torch.stack(images), digits)
 
 
-def correct(model: nn.Module, sets: dict[str, ImageDataset]) -> dict[str, list[int]]:
-    """Return how many images of each digit are classified correctly, by set."""
+def scans() -> ImageDataset:
+    """Return scikit-learn's digits, written by 43 people in Turkey."""
+    embedded = load("digits", download=False)
+    return concatenate(concatenate(embedded.train, embedded.validation), embedded.test)
+
+
+def correct_per_digit(model: nn.Module, sets: dict[str, ImageDataset]) -> dict[str, list[int]]:
+    """Return how many images of each digit the model classifies correctly, by set."""
     return {
         name: evaluate(model, dataset).confusion.diagonal().tolist()
         for name, dataset in sets.items()
@@ -101,7 +104,9 @@ def main() -> None:
     """Train, read the test sets, write the record, publish seed 0."""
     print("Handwriting to test on, then to train on: 3 minutes", flush=True)
     splits = load("mnist")
-    reported = handwriting(1)
+    test_sets = font_digits(1)
+    test_sets["photos of one person's digits"] = photos()
+    test_sets["43 people in Turkey, 8x8 pixels"] = scans()
     start = load_weights(EnhancedNet(), START)
     train_sets = training_sets(concatenate(splits.train, splits.validation), start)
 
@@ -116,15 +121,17 @@ def main() -> None:
                 "seed": seed,
                 "training_seconds": round(history.seconds, 1),
                 "test_correct": test.n_correct,
-                "handwriting": correct(model, reported),
+                "handwriting": correct_per_digit(model, test_sets),
             }
         )
         if seed == SEEDS[0]:
+            card_recipe = history.recipe.asdict()
+            card_recipe["precision"] = history.precision
             save_weights(
                 model,
                 PUBLISHED,
                 configuration="handwriting",
-                recipe={**history.recipe.asdict(), "precision": history.precision},
+                recipe=card_recipe,
                 starts_from=START.name,
                 synthetic=SYNTHETIC,
                 dataset=splits.name,
@@ -133,24 +140,27 @@ def main() -> None:
                 record="benchmarks/accuracy/handwriting.json",
             )
 
+    recipe = RECIPE.asdict()
+    recipe["precision"] = history.precision
+    recipe["synthetic"] = SYNTHETIC
+    recipe["copies"] = COPIES
+    recipe["margin"] = MARGIN
+    recipe["share"] = SHARE
+
+    this_machine = machine()
+    this_machine["threads_a_run"] = torch.get_num_threads()
+
     record = {
         "command": "make handwriting",
-        "recipe": {
-            **RECIPE.asdict(),
-            "precision": history.precision,
-            "synthetic": SYNTHETIC,
-            "copies": COPIES,
-            "margin": MARGIN,
-            "share": SHARE,
-        },
-        "machine": {**machine(), "threads_a_run": torch.get_num_threads()},
+        "recipe": recipe,
+        "machine": this_machine,
         "version": VERSION,
         "made": time.strftime("%Y-%m-%d"),
-        "images": {name: part.labels.bincount().tolist() for name, part in reported.items()},
+        "images": {name: images.labels.bincount().tolist() for name, images in test_sets.items()},
         "test_images": len(splits.test),
         "before": {
             "test_correct": evaluate(start, splits.test).n_correct,
-            "handwriting": correct(start, reported),
+            "handwriting": correct_per_digit(start, test_sets),
         },
         "runs": runs,
     }

@@ -1,9 +1,11 @@
-"""What each idea gives a ConvNet, its student and a robust student, on short trainings.
+"""Try ideas for a ConvNet, its student and a robust student in short trainings.
 
-`make ideas`, 40 minutes; trains the runs that have no record in `benchmarks/accuracy/runs/` yet,
-judges them on validation images alone and writes `benchmarks/accuracy/ideas.json`. Accuracy on
-5,000 images is noisy, so each network is also judged on the loss, on ten gently warped copies of
-the validation images, and on three disturbed ones. The choices in `ablation.py` come from this.
+`make ideas` takes 40 minutes. It trains the runs that have no record in `benchmarks/accuracy/runs/`
+yet, evaluates them on validation images alone and writes `benchmarks/accuracy/ideas.json`. The
+settings in `ablation.py` were chosen with this record.
+
+Accuracy on 5,000 images is noisy. Therefore each network is also evaluated on ten gently warped
+copies of the validation images and on three strongly disturbed ones.
 """
 
 import os
@@ -26,9 +28,9 @@ from mnist_mlp.optim import bfloat16_units
 
 RUNS = Path(__file__).with_name("runs")
 RECORD = Path(__file__).with_suffix(".json")
-SEED = 10  # the ablation has others
+SEED = 10  # not one of the ablation's seeds
 DEVICE = "cuda" if torch.cuda.is_available() else None
-COPIES = 20
+COPIES = 20  # of the training images, for the students
 LOGITS = {"usual": "data/ideas_logits.pt", "wide": "data/ideas_logits_wide.pt"}
 STRENGTHS = {"usual": 1.0, "wide": 1.4}
 
@@ -68,7 +70,7 @@ ADAMW = {
     "batch_size": 512,
 }
 
-# Of each group the recipe that the others change, and what they change.
+# For each group: its recipe, and for each idea the fields of the recipe that it changes.
 IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
     "ConvNet": (
         CONVNET,
@@ -112,7 +114,7 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
 
 
 def variants(group: str) -> dict[str, dict]:
-    """Return the runs of a group by name, the unchanged recipe first."""
+    """Return the runs of a group by name. The first one is the unchanged recipe."""
     recipe, changes = IDEAS[group]
     runs = {"the recipe": {"seed": SEED, **recipe}}
     for name, change in changes.items():
@@ -123,7 +125,7 @@ def variants(group: str) -> dict[str, dict]:
 def precompute(
     file: str, images: ImageDataset, teacher_runs: list[dict], copies: int, strength: float = 1.0
 ) -> None:
-    """Let the teachers classify warped images, once for all students."""
+    """Save the logits of the teachers for warped images, if the file does not exist yet."""
     path = repo_root() / file
     if path.exists():
         return
@@ -132,19 +134,20 @@ def precompute(
     teachers = [trained(run) for run in teacher_runs]
     sets = precompute_teacher_logits(images, teachers, copies, strength, precision="bfloat16")
     save_distillation_sets(sets, path)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in the sweeps
 
 
 def train(runs: list[dict]) -> list[dict]:
     """Train the runs that have no record yet, on the GPU if there is one; return all records."""
-    return sweep([{**run, "device": DEVICE} for run in runs], RUNS)
+    runs_on_device = [{**run, "device": DEVICE} for run in runs]
+    return sweep(runs_on_device, RUNS)
 
 
 def trained(run: dict) -> torch.nn.Module:
     """Return the network that a run has trained."""
     model = MODELS[run.get("model", "EnhancedNet")]()
-    weights = RUNS / f"{run_name({**run, 'device': DEVICE})}.pth"
-    return load_weights(model, weights).to(DEVICE or "cpu")
+    name = run_name({**run, "device": DEVICE})
+    return load_weights(model, RUNS / f"{name}.pth").to(DEVICE or "cpu")
 
 
 def changed_copies(
@@ -152,29 +155,31 @@ def changed_copies(
     copies: int,
     change: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
 ) -> list[ImageDataset]:
-    """Return copies of the data set, each changed with random numbers of its own."""
+    """Return copies of the data set, each changed with different random numbers."""
     images = dataset.images.float() / 255
     datasets = []
     for copy in range(copies):
         changed = change(images, epoch_generator(SEED, copy))
-        datasets.append(replace(dataset, images=(255 * changed).round().to(torch.uint8)))
+        pixels = (255 * changed).round().to(torch.uint8)
+        datasets.append(replace(dataset, images=pixels))
     return datasets
 
 
 def share_correct(model: torch.nn.Module, copies: list[ImageDataset]) -> torch.Tensor:
-    """Return in which share of the copies each image is classified correctly."""
-    return torch.stack([evaluate(model, copy).correct.double() for copy in copies]).mean(0)
+    """Return for each image the share of its copies that the model classifies correctly."""
+    correct = [evaluate(model, copy).correct.double() for copy in copies]
+    return torch.stack(correct).mean(0)
 
 
 def difference(shares: torch.Tensor, base: torch.Tensor) -> list[float]:
-    """Return the mean difference and the half width of its 95% interval over the images."""
+    """Return the mean of `shares - base` over the images, and half of its 95% interval."""
     differences = shares - base
     half_width = 1.96 * float(differences.std()) / len(differences) ** 0.5
     return [float(differences.mean()), half_width]
 
 
 def machine() -> dict:
-    """Return what the runs were trained on."""
+    """Describe the machine that trains the runs."""
     return {
         "processor": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -186,7 +191,7 @@ def machine() -> dict:
 
 
 def main() -> None:
-    """Train all runs, judge them, write the record and print the tables."""
+    """Train and evaluate all runs, write the record and print the tables."""
     splits = load("mnist")
     warped_copies = changed_copies(
         splits.validation, 10, lambda images, generator: random_warp(images, generator, 0.6)
@@ -197,7 +202,7 @@ def main() -> None:
 
     groups = {}
     for group, (recipe, _) in IDEAS.items():
-        if group == "student":
+        if group == "student":  # the ConvNets before it are the teachers
             convnets = variants("ConvNet")
             teachers = [convnets["the recipe"], convnets["another seed"]]
             for name, file in LOGITS.items():
@@ -215,8 +220,11 @@ def main() -> None:
             validation = evaluate(model, splits.validation)
             warped = share_correct(model, warped_copies)
             disturbed = share_correct(model, disturbed_copies)
+            changed_fields = {
+                field: value for field, value in run.items() if value != recipe.get(field)
+            }
             groups[group][name] = {
-                "run": {key: value for key, value in run.items() if value != recipe.get(key)},
+                "run": changed_fields,
                 "validation_accuracy": validation.accuracy,
                 "validation_loss": validation.loss,
                 "warped_accuracy": float(warped.mean()),

@@ -1,8 +1,8 @@
 """Find the labels of MNIST's training set that are probably wrong, by confident learning.
 
-`make labels`, two minutes on one core; writes `benchmarks/accuracy/labels.json` with the
-most suspicious labels. Indices count the images of MNIST's training file. Needs cleanlab, which is
-in the extra `[understand]`.
+`make labels` takes two minutes on one core and writes `benchmarks/accuracy/labels.json` with the
+most suspicious labels. Their indices count the images of MNIST's training file. The script needs
+cleanlab, which is in the extra `[understand]`.
 """
 
 import platform
@@ -17,14 +17,14 @@ from mnist_mlp.datasets import default_root, load_mnist
 from mnist_mlp.files import write_json
 
 RECORD = Path(__file__).with_suffix(".json")
-# The last epoch is kept, whatever its validation accuracy: nothing is chosen on the held-out fold.
+# Keep the last epoch: choosing one by its accuracy on the held-out fold would use its labels.
 RECIPE = Recipe(epochs=12, precision="float32", select="last epoch")
 FOLDS = 5
-SHOWN = 100
+LISTED = 100
 
 
 def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.Tensor:
-    """Return class probabilities, (N, classes), each by a network that did not see the image."""
+    """Return class probabilities, (N, classes), each from a network that did not see the image."""
     probabilities = torch.zeros(len(dataset), len(dataset.classes))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=recipe.seed)
 
@@ -42,7 +42,8 @@ def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.
 def suspicious_labels(labels: torch.Tensor, probabilities: torch.Tensor) -> list[dict]:
     """Return the labels that are probably wrong, the least probable first.
 
-    `probability`: of the given label. `suggested`: the most probable one.
+    Each entry holds the `index` of the image, the `given` label with its `probability`, and the
+    `suggested` label, which is the most probable one.
     Source: Northcutt, Jiang & Chuang, "Confident learning: estimating uncertainty in dataset
     labels", JAIR 2021.
     """
@@ -54,15 +55,17 @@ def suspicious_labels(labels: torch.Tensor, probabilities: torch.Tensor) -> list
         return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )
-    return [
-        {
-            "index": i,
-            "given": int(labels[i]),
-            "suggested": int(probabilities[i].argmax()),
-            "probability": float(f"{probabilities[i, labels[i]]:.3g}"),
-        }
-        for i in indices.tolist()
-    ]
+    entries = []
+    for i in indices.tolist():
+        entries.append(
+            {
+                "index": i,
+                "given": int(labels[i]),
+                "suggested": int(probabilities[i].argmax()),
+                "probability": float(f"{probabilities[i, labels[i]]:.3g}"),
+            }
+        )
+    return entries
 
 
 def main() -> None:
@@ -70,15 +73,16 @@ def main() -> None:
     training, _ = load_mnist(default_root(), download=True)
     probabilities = cross_validated(training, RECIPE, FOLDS)
     suspicious = suspicious_labels(training.labels, probabilities)
-    correct = int((probabilities.argmax(1) == training.labels).sum())
+    n_correct = int((probabilities.argmax(1) == training.labels).sum())
+
     record = {
         "command": "make labels",
         "recipe": RECIPE.asdict(),
         "folds": FOLDS,
         "images": len(training),
-        "correct": correct,
+        "correct": n_correct,
         "suspicious_labels": len(suspicious),
-        "most_suspicious": suspicious[:SHOWN],
+        "most_suspicious": suspicious[:LISTED],
         "machine": {
             "processor": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -87,9 +91,10 @@ def main() -> None:
         "versions": {"torch": str(torch.__version__), "cleanlab": version("cleanlab")},
     }
     write_json(RECORD, record)
-    print(f"{correct:,} of {len(training):,} correct, {len(suspicious)} suspicious labels:")
-    for each in suspicious[:10]:
-        print(each)
+
+    print(f"{n_correct:,} of {len(training):,} correct, {len(suspicious)} suspicious labels:")
+    for entry in suspicious[:10]:
+        print(entry)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Train the default recipe with five seeds, read the test set once for each, record the result.
+"""Train the default recipe with five seeds, and evaluate each network once on the test set.
 
-`make seeds`, about five minutes on two cores; writes `benchmarks/accuracy/seeds.json`.
+`make seeds` takes about five minutes on two cores and writes `benchmarks/accuracy/seeds.json`.
 """
 
 import os
@@ -19,7 +19,7 @@ SEEDS = range(5)
 
 
 def main() -> None:
-    """Train, read the test set, write the record."""
+    """Train, evaluate on the test set, and write the record."""
     splits = load("mnist")
     recipe = Recipe()
 

@@ -1,18 +1,20 @@
-"""Search for a better default recipe with Optuna, and compare what it finds with today's default.
+"""Search for a better default recipe with Optuna, and compare the best one with the default.
 
-`make tune`, about 12 minutes; writes `benchmarks/accuracy/tune.json` and `figures/tuning.png`. If
-it is killed, it starts again.
+`make tune` takes about 12 minutes and writes `benchmarks/accuracy/tune.json` and
+`figures/tuning.png`. If it is killed, it starts from the beginning.
 
-**Budget.** Each trial trains for the same processor seconds, on one core. It times one epoch, which
-is not used, and takes as many epochs as the budget holds at that rate, at least one; so its
-learning-rate schedule is always complete. Processor seconds vary less than seconds of the clock on
-a machine with other work. A trial is judged on the validation loss of the weights that it ends with
-(accuracy on 5,000 images is too noisy), and stopped at half or three quarters of its epochs if its
-loss is above the median there. A trial that diverges is recorded as failed. The test set is not
-read.
+**Budget.** Each trial trains for the same number of processor seconds, on one core. The trial times
+one epoch, which is not used, and trains as many epochs as fit into the budget, at least one. So its
+learning-rate schedule is always complete. The clock would vary more than processor seconds on a
+machine with other work.
 
-**Rule.** Five seeds that the study did not use train the default recipe and the best one, for the
-processor seconds of the default's 45 epochs. The default is replaced only if the best one's mean
+A trial is judged on the validation loss of the weights that it ends with, because accuracy on 5,000
+images is too noisy. It is stopped at half or three quarters of its epochs if its loss is above the
+median there. If a trial diverges, the record says that it failed. The search does not read the test
+set.
+
+**Rule.** The default recipe and the best one train with five seeds that the study did not use, for
+the processor seconds of the default's 45 epochs. The best one replaces the default only if its mean
 validation loss is lower by more than two standard errors of the paired difference, and its mean
 validation accuracy is not lower.
 """
@@ -39,7 +41,7 @@ from mnist_mlp.files import repo_root, write_json
 from mnist_mlp.recipe import History
 
 HERE = Path(__file__).parent
-SEED = 20  # of the study
+SEED = 20  # of the search
 CONFIRMATION_SEEDS = range(30, 35)
 SPACE = {
     "learning_rate": (0.001, 0.1, "log"),
@@ -55,17 +57,20 @@ DEFAULT = {name: getattr(Recipe(), name) for name in SPACE}
 
 
 def epoch_seconds(splits: Splits, recipe: Recipe) -> float:
-    """Return the processor seconds of one epoch, validation included, by training it."""
+    """Train one epoch and return its processor seconds, including the validation."""
     ends: list[float] = []
 
     def on_epoch(history: History) -> None:
         ends.append(time.process_time())
 
-    one_batch = splits.train.subset(torch.arange(min(recipe.batch_size, len(splits.train))))
+    # The first of two epochs only warms up, so it has a single batch.
+    n_warm_up = min(recipe.batch_size, len(splits.train))
+    warm_up = splits.train.subset(torch.arange(n_warm_up))
+
     with warnings.catch_warnings(action="ignore"):  # one step learns nothing
         fit(
             EnhancedNet(len(splits.train.classes)),
-            [one_batch, splits.train],  # the first epoch warms up
+            [warm_up, splits.train],
             splits.validation,
             replace(recipe, epochs=2),
             on_epoch=on_epoch,
@@ -75,7 +80,13 @@ def epoch_seconds(splits: Splits, recipe: Recipe) -> float:
 
 
 def search(splits: Splits, trials: int, seconds: float) -> optuna.Study:
-    """Return a study with so many trials of so many processor seconds; the first is the default."""
+    """Run a study and return it. Its first trial is the default recipe.
+
+    Args:
+        splits: The data set.
+        trials: The number of trials.
+        seconds: The processor seconds of each trial.
+    """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -95,19 +106,30 @@ def search(splits: Splits, trials: int, seconds: float) -> optuna.Study:
 
 
 def confirm(best_params: dict, splits: Splits, folder: Path, seeds: int) -> dict[str, list[dict]]:
-    """Return the results of the default and of the best recipe after equal processor seconds."""
+    """Train the default and the best recipe for equal processor seconds.
+
+    Args:
+        best_params: The fields of the best recipe that differ from the default.
+        splits: The data set.
+        folder: Where the weights and their records go.
+        seeds: The number of seeds.
+
+    Returns:
+        The results of both recipes, one for each seed.
+    """
     torch.set_num_threads(1)
     default = Recipe()
+    best = Recipe(**best_params)
+
+    # The shortest of three: other work on the machine only makes an epoch longer.
     default_seconds = min(epoch_seconds(splits, default) for _ in range(3))
-    best_seconds = min(epoch_seconds(splits, Recipe(**best_params)) for _ in range(3))
+    best_seconds = min(epoch_seconds(splits, best) for _ in range(3))
     best_epochs = max(1, int(default.epochs * default_seconds / best_seconds))
 
-    recipes = {"default": {}, "best": {**best_params, "epochs": best_epochs}}
-    runs = [
-        {**recipe, "dataset": splits.name, "seed": seed}
-        for recipe in recipes.values()
-        for seed in CONFIRMATION_SEEDS[:seeds]
-    ]
+    runs = []
+    for recipe in ({}, {**best_params, "epochs": best_epochs}):
+        for seed in CONFIRMATION_SEEDS[:seeds]:
+            runs.append({**recipe, "dataset": splits.name, "seed": seed})
 
     results = []
     for record in sweep(runs, folder):
@@ -127,24 +149,34 @@ def confirm(best_params: dict, splits: Splits, folder: Path, seeds: int) -> dict
 
 
 def judge(default: list[dict], best: list[dict]) -> dict:
-    """Return the mean differences, best minus default, and whether the rule replaces the default.
+    """Compare the results by the rule above.
 
-    Both lists have the results of the same seeds in the same order.
+    Args:
+        default: The results of the default recipe.
+        best: The results of the best one, with the same seeds in the same order.
+
+    Returns:
+        The mean differences, best minus default, and whether the best recipe replaces the default.
     """
-    pairs = list(zip(default, best, strict=True))
-    loss = [b["validation_loss"] - d["validation_loss"] for d, b in pairs]
-    accuracy = [b["validation_accuracy"] - d["validation_accuracy"] for d, b in pairs]
-    error = stdev(loss) / math.sqrt(len(loss))
+    losses = []
+    accuracies = []
+    for default_run, best_run in zip(default, best, strict=True):
+        losses.append(best_run["validation_loss"] - default_run["validation_loss"])
+        accuracies.append(best_run["validation_accuracy"] - default_run["validation_accuracy"])
+
+    standard_error = stdev(losses) / math.sqrt(len(losses))
+    has_lower_loss = mean(losses) < -2 * standard_error
+    is_as_accurate = round(mean(accuracies), 9) >= 0  # but for rounding errors
     return {
-        "loss_difference": mean(loss),
-        "loss_standard_error": error,
-        "accuracy_difference": mean(accuracy),
-        "replace": mean(loss) < -2 * error and round(mean(accuracy), 9) >= 0,
+        "loss_difference": mean(losses),
+        "loss_standard_error": standard_error,
+        "accuracy_difference": mean(accuracies),
+        "replace": has_lower_loss and is_as_accurate,
     }
 
 
 def make_record(study: optuna.Study, settings: dict, confirmation: dict[str, list[dict]]) -> dict:
-    """Return what `tune.json` holds."""
+    """Return the content of `tune.json`."""
     importance = get_param_importances(
         study,
         evaluator=FanovaImportanceEvaluator(seed=0),
@@ -163,13 +195,13 @@ def make_record(study: optuna.Study, settings: dict, confirmation: dict[str, lis
 
 
 def main() -> None:
-    """Search, confirm, write the record and draw it."""
+    """Search, compare with the default, write the record and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=12, help="processor seconds of a trial")
-    parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
+    parser.add_argument("--seeds", type=int, default=5, help="to compare with the default")
     parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--folder", type=Path, default=HERE, help="of the record")
+    parser.add_argument("--folder", type=Path, default=HERE, help="for the record")
     args = parser.parse_args()
 
     splits = load(args.dataset)

@@ -1,14 +1,15 @@
-"""The contestants of the benchmark: one network, trained with the usual means of each library.
+"""The benchmark's contestants train one network, each with the usual means of its library.
 
-`python benchmarks/speed/baselines.py NAME '{"seed": 0, "epochs": 3, ...}'` trains one contestant in
-this process and prints one line of JSON: the seconds of each phase, and the accuracy on validation
-and test images. $MNIST_ROOT holds MNIST, and the file $SPLIT holds the indices of the training and
-the validation images; `bench.py` sets both.
+`python benchmarks/speed/baselines.py NAME '{"seed": 0, "epochs": 3, ...}'` trains one contestant
+and prints a line of JSON: the seconds of each phase, and the accuracy on the validation and the
+test images. `bench.py` sets two environment variables for it: MNIST_ROOT is the folder of MNIST,
+and SPLIT is the file with the indices of the training and validation images.
 
-A contestant is a function of its settings and of `record_phase(phase, predict)`, which it calls
-after "import", after "load" and after each "epoch". `predict` returns the labels, (N,), of uint8
-images (N, 28, 28). The time that `record_phase` itself takes is not counted. All contestants train
-784-512-256-128-64-10 with ReLU on the same 55,000 images.
+All contestants train 784-512-256-128-64-10 with ReLU on the same 55,000 images. Each one is a
+function, whose keyword arguments are the settings that it knows. It calls
+`record_phase(phase, predict)` after "import", after "load" and after each "epoch". `predict` takes
+uint8 images of shape (N, 28, 28) and returns their labels, of shape (N,). The seconds of a phase
+do not include the time that `record_phase` takes.
 """
 
 import json
@@ -26,18 +27,20 @@ import numpy as np
 SIZES = (784, 512, 256, 128, 64, 10)
 
 
-def read_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
+def read_mnist(prefix: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the images, uint8 (N, 28, 28), and the labels, int64 (N,), of "train" or "t10k"."""
-    path = f"{os.environ['MNIST_ROOT']}/MNIST/raw/{part}"
+    path = f"{os.environ['MNIST_ROOT']}/MNIST/raw/{prefix}"
+
+    # The headers of these files have 16 bytes for images and 8 for labels.
     images = np.fromfile(f"{path}-images-idx3-ubyte", np.uint8)[16:].reshape(-1, 28, 28)
     labels = np.fromfile(f"{path}-labels-idx1-ubyte", np.uint8)[8:].astype(np.int64)
     return images, labels
 
 
-def read_indices(part: str) -> np.ndarray:
+def read_indices(name: str) -> np.ndarray:
     """Return the indices of the "train" or the "validation" images."""
     with np.load(os.environ["SPLIT"]) as split:
-        return split[part]
+        return split[name]
 
 
 def inputs(images: np.ndarray) -> np.ndarray:
@@ -59,14 +62,15 @@ def random_batches(random: np.random.Generator, count: int, batch_size: int) -> 
 
 
 def learning_rates(schedule: str, learning_rate: float, steps: int) -> Callable[[int], float]:
-    """Return the function of the step that gives the learning rate.
+    """Return a function that takes the number of a step and returns its learning rate.
 
     Args:
-        schedule: "constant", or "one-cycle" as torch's OneCycleLR: up for 30% of the steps along a
-            cosine, then down.
+        schedule: "constant" or "one-cycle". The second one is that of torch's OneCycleLR: along a
+            cosine, the rate rises for 30% of the steps and then falls.
         learning_rate: The highest rate.
-        steps: The number of all steps.
+        steps: The number of steps of the whole training.
     """
+    # The factors are OneCycleLR's defaults.
     first = learning_rate / 25
     last = learning_rate / 25e4
     peak_step = 0.3 * steps - 1
@@ -98,7 +102,7 @@ def torch_network():
 
 
 def torch_predict(model):
-    """Return the `predict` of a torch model."""
+    """Return the function that predicts labels with a torch model."""
     import torch
 
     def predict(images):
@@ -112,7 +116,7 @@ def torch_predict(model):
 
 
 def usual_loader(batch_size: int):
-    """Return torchvision's MNIST behind an ordinary DataLoader, image by image."""
+    """Return a DataLoader that reads torchvision's MNIST image by image."""
     import torch
     from torchvision import datasets, transforms
 
@@ -125,6 +129,7 @@ def usual_loader(batch_size: int):
 
 
 def ours(record_phase, *, seed, validate=True, **settings):
+    """Train with this repository's `fit`; `settings` are fields of its `Recipe`."""
     import torch
 
     from mnist_mlp import EnhancedNet, Recipe, fit, load
@@ -143,14 +148,16 @@ def ours(record_phase, *, seed, validate=True, **settings):
     recipe = Recipe(seed=seed, augment_strength=0.0, **settings)
     history = fit(model, splits.train, validation, recipe, progress=False)
 
-    # What `fit` does once, before and after the epochs, counts as part of the first one.
+    # The time that `fit` needs before and after the epochs counts as part of the first one.
+    fit_seconds = time.perf_counter() - start
     seconds = [epoch["seconds"] for epoch in history.epochs]
-    seconds[0] += time.perf_counter() - start - sum(seconds)
+    seconds[0] += fit_seconds - sum(seconds)
     for epoch_seconds in seconds:
         record_phase("epoch", torch_predict(model), seconds=epoch_seconds)
 
 
 def tutorial(record_phase, *, seed, epochs, batch_size, learning_rate):
+    """Train as PyTorch's tutorials do: a DataLoader, and Adam at a constant rate."""
     import torch
     import torchvision  # noqa: F401
     from torch.nn import functional as F
@@ -166,8 +173,9 @@ def tutorial(record_phase, *, seed, epochs, batch_size, learning_rate):
 
     for _ in range(epochs):
         for images, labels in batches:
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
+            loss.backward()
             optimizer.step()
         record_phase("epoch", torch_predict(model))
 
@@ -183,6 +191,7 @@ def torch_compile(
     bfloat16=False,
     schedule="one-cycle",
 ):
+    """Train in PyTorch with a compiled network and loss; all images are in one tensor."""
     import torch
     from torch.nn import functional as F
 
@@ -200,7 +209,7 @@ def torch_compile(
     rate = learning_rates(schedule, learning_rate, epochs * steps)
 
     @torch.compile(dynamic=False)
-    def loss_of(images, labels):
+    def compiled_loss(images, labels):
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
 
@@ -208,8 +217,9 @@ def torch_compile(
         order = torch.randperm(len(labels))[: steps * batch_size]
         for step, batch in enumerate(order.split(batch_size), start=epoch * steps):
             optimizer.param_groups[0]["lr"] = rate(step)
+            loss = compiled_loss(images[batch], labels[batch])
             optimizer.zero_grad()
-            loss_of(images[batch], labels[batch]).backward()
+            loss.backward()
             optimizer.step()
         record_phase("epoch", torch_predict(model))
 
@@ -225,6 +235,7 @@ def lightning(
     bfloat16=False,
     schedule="one-cycle",
 ):
+    """Train with PyTorch Lightning's Trainer and a DataLoader."""
     import lightning
     import torch
     import torchvision  # noqa: F401
@@ -286,6 +297,7 @@ def keras(
     bfloat16=False,
     schedule="one-cycle",
 ):
+    """Train with Keras's `fit` on the backend "jax" or "torch"."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
@@ -343,6 +355,7 @@ def jax(
     bfloat16=False,
     schedule="one-cycle",
 ):
+    """Train with JAX and Optax, with one compiled call per step or, if `scan`, per epoch."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -383,7 +396,8 @@ def jax(
         updates, moments = optimizer.update(gradients, moments, params)
         return optax.apply_updates(params, updates), moments
 
-    if scan:  # one compiled call for a whole epoch, with all images on the device
+    if scan:
+        # All images are on the device, so that one compiled call can train for a whole epoch.
         device_images = jnp.asarray(images)
         device_labels = jnp.asarray(labels)
 
@@ -419,6 +433,7 @@ def jax(
 
 
 def scikit_learn(record_phase, *, seed, epochs, batch_size, learning_rate):
+    """Train scikit-learn's MLPClassifier, with Adam at a constant rate."""
     from sklearn.neural_network import MLPClassifier
 
     record_phase("import")
@@ -448,6 +463,7 @@ def plain_numpy(
     label_smoothing=0.0,
     schedule="one-cycle",
 ):
+    """Train in NumPy alone, with gradients and AdamW written out."""
     record_phase("import")
 
     images, labels = training_arrays()
@@ -465,7 +481,7 @@ def plain_numpy(
     second_moments = [np.zeros_like(param) for param in params]
 
     def forward(x):
-        """Return the input of each layer, and the logits."""
+        """Return the inputs of all layers and the logits."""
         layer_inputs = []
         for weight, bias in zip(weights, biases, strict=True):
             if layer_inputs:
@@ -475,7 +491,8 @@ def plain_numpy(
         return layer_inputs, x
 
     def backward(layer_inputs, logits, targets):
-        """Return the gradients of the mean cross-entropy, in the order of the parameters."""
+        """Return the gradients of the mean cross-entropy, in the order of `params`."""
+        # The gradient with respect to the logits is the softmax minus the smoothed targets.
         gradient = np.exp(logits - logits.max(1, keepdims=True))
         gradient /= gradient.sum(1, keepdims=True)
         gradient -= label_smoothing / SIZES[-1]
@@ -503,7 +520,7 @@ def plain_numpy(
             layer_inputs, logits = forward(images[batch])
             gradients = backward(layer_inputs, logits, labels[batch])
 
-            # AdamW, with the corrections of both moments in one factor.
+            # AdamW; one factor holds the bias corrections of both moments.
             lr = rate(step)
             step += 1
             scale = np.float32((1 - 0.999**step) ** 0.5 / (1 - 0.9**step))
@@ -532,8 +549,8 @@ CONTESTANTS = {
 def main(name: str, settings: dict) -> dict:
     """Train a contestant and return its seconds and accuracies.
 
-    With the setting `judge_each_epoch` the validation accuracy after each epoch is returned, and
-    the test images are not read.
+    If the settings contain `judge_each_epoch`, the result has the validation accuracy after each
+    epoch instead of the last one, and no test accuracy.
     """
     judge_each_epoch = settings.pop("judge_each_epoch", False)
     images, labels = read_mnist("train")

@@ -1,14 +1,14 @@
 """Time how long each library takes to reach 98.21% on MNIST, side by side.
 
-`make bench` needs 26 minutes on two cores. In each of five rounds every contestant runs once, in a
-process of its own, so that a change of the machine's speed affects all of them. It writes
+`make bench` takes 26 minutes on two cores. Every contestant runs once in each of five rounds, in a
+separate process, so that a change of the machine's speed affects all of them. The command writes
 `benchmarks/speed/bench.json`, draws `figures/time_to_accuracy.png` and prints both tables.
 
-`make tune-baselines` decides beforehand how many epochs each contestant needs, on validation images
-alone and with other seeds, and writes `benchmarks/speed/tuning.json`.
+`make tune-baselines` runs first: it decides how many epochs each contestant needs, from validation
+images alone and with other seeds, and writes `benchmarks/speed/tuning.json`.
 
-`python benchmarks/speed/bench.py equal --only numpy "JAX, bfloat16"` times some rows of one table
-and records nothing. A row is named by its label, or by its contestant in `baselines.CONTESTANTS`.
+`python benchmarks/speed/bench.py equal --only numpy "JAX, bfloat16"` times a few rows of one table
+and records nothing. A row's name is its label or its contestant in `baselines.CONTESTANTS`.
 """
 
 import argparse
@@ -38,8 +38,8 @@ RECORD = HERE / "bench.json"
 TUNING = HERE / "tuning.json"
 
 GOAL = 0.9821
-MARGIN = 0.001  # of the mean validation accuracy over the goal, since the test set is another one
-SEEDS = range(100, 105)  # one for each round
+MARGIN = 0.001  # the validation accuracy must exceed the goal by this, as the test set differs
+SEEDS = range(100, 105)  # one per round
 TUNING_SEEDS = range(5)
 SLOW_SECONDS = 100  # a contestant that trains for longer is not run again
 TIMEOUT_SECONDS = 900
@@ -52,10 +52,12 @@ ADAMW_CANDIDATES = [
     {"epochs": 5, "batch_size": 256, "learning_rate": 0.003},
 ]
 
-# The rows of the first table. `make tune-baselines` takes the first of a contestant's "candidates"
-# that clears the goal, so the fastest stand first. With "settings_from" it takes those of another
-# row with the same optimizer and schedule. "settings" are the same in all trainings: smoothed
-# labels save every library an epoch; on JAX Keras is faster without bfloat16.
+# The rows of the first table.
+# "candidates": `make tune-baselines` chooses the first one that clears the goal, so the fastest
+#     come first.
+# "settings_from": another row with the same optimizer and schedule, whose choice this one uses.
+# "settings": these are part of every training. Smoothed labels save each library an epoch. Keras
+#     on JAX is faster without bfloat16.
 FAST = "mnist_mlp, fast"
 CONTESTANTS = {
     FAST: {
@@ -130,11 +132,11 @@ CONTESTANTS = {
     },
 }
 
-# These train at a constant rate: one long training shows what every shorter one would give.
+# These train at a constant rate, so one long training also shows the result of each shorter one.
 CONSTANT_RATE = ("scikit-learn", "tutorial")
 
-# The rows of the second table: the steady state of one setting for all. The rate is constant, but
-# for ours, which goes on computing its one-cycle schedule.
+# The rows of the second table compare the steady state at the same settings. The learning rate is
+# constant, except that ours still computes its one-cycle schedule.
 EQUAL_SETTINGS = {"epochs": 3, "batch_size": 512, "learning_rate": 0.001}
 EQUAL = {
     "mnist_mlp": {
@@ -182,21 +184,11 @@ EQUAL = {
 
 
 class ContestantFailed(Exception):
-    """A contestant did not train; the message is what it said last."""
+    """A contestant did not finish; the message is the last line of its error output."""
 
 
-def train(contestant: str, settings: dict, split: Path, threads: int | None = None) -> dict:
-    """Train a contestant in a process of its own and return what it measured.
-
-    Args:
-        contestant: A key of `baselines.CONTESTANTS`.
-        settings: The keyword arguments of that function.
-        split: The file with the indices of the training and validation images.
-        threads: The number of threads; by default, the library's own choice.
-
-    Raises:
-        ContestantFailed: It crashed, or took too long.
-    """
+def contestant_environment(split: Path, threads: int | None) -> dict[str, str]:
+    """Return the environment variables of a contestant's process."""
     environment = dict(os.environ)
     environment["MNIST_ROOT"] = str(default_root())
     environment["SPLIT"] = str(split)
@@ -204,15 +196,29 @@ def train(contestant: str, settings: dict, split: Path, threads: int | None = No
         environment["OMP_NUM_THREADS"] = str(threads)
         environment["OMP_WAIT_POLICY"] = "passive"
 
-    # Where the user has set these, for example to an older processor, NumPy would multiply slower.
+    # A user may have set these, for example to an older processor, which slows NumPy down.
     environment.pop("OPENBLAS_CORETYPE", None)
     environment.pop("OPENBLAS_L2_SIZE", None)
+    return environment
 
+
+def train(contestant: str, settings: dict, split: Path, threads: int | None = None) -> dict:
+    """Train a contestant in a separate process and return what it measured.
+
+    Args:
+        contestant: A key of `baselines.CONTESTANTS`.
+        settings: The keyword arguments of that function.
+        split: The file with the indices of the training and validation images.
+        threads: The number of threads; by default, the library chooses.
+
+    Raises:
+        ContestantFailed: The contestant crashed or took too long.
+    """
     command = [sys.executable, str(HERE / "baselines.py"), contestant, json.dumps(settings)]
     try:
         process = subprocess.run(
             command,
-            env=environment,
+            env=contestant_environment(split, threads),
             capture_output=True,
             text=True,
             timeout=TIMEOUT_SECONDS,
@@ -230,7 +236,15 @@ def train(contestant: str, settings: dict, split: Path, threads: int | None = No
 
 
 def write_splits(seeds: range, folder: str) -> dict[int, Path]:
-    """Write which images each seed trains on and is validated on, and return the files."""
+    """Write a file per seed with the indices of its training and validation images.
+
+    Args:
+        seeds: The seeds of the splits.
+        folder: The folder of the files.
+
+    Returns:
+        The file of each seed.
+    """
     try:
         training_images, _ = load_mnist(default_root(), download=False)
     except (OSError, ValueError) as error:
@@ -247,14 +261,14 @@ def write_splits(seeds: range, folder: str) -> dict[int, Path]:
 
 
 def select(rows: dict[str, dict], only: list[str]) -> dict[str, dict]:
-    """Return the rows whose label or contestant is named; without names, all."""
+    """Return the rows whose label or contestant is in `only`, or all rows if it is empty."""
     if not only:
         return rows
     return {label: row for label, row in rows.items() if label in only or row["contestant"] in only}
 
 
 def machine() -> dict:
-    """Return what the record was measured on."""
+    """Describe the processor, the threads and the versions that the record was measured with."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "jax", "optax", "keras", "lightning", "scikit-learn", "numpy"):
         try:
@@ -275,13 +289,14 @@ def tune(only: list[str]) -> None:
     """Choose the settings of each contestant that has candidates, and record them.
 
     Args:
-        only: Labels or contestants; the record keeps what it has of the others. Empty means all.
+        only: Labels or contestants to tune, or all if it is empty. The record keeps the results of
+            the others.
     """
     labels = [label for label, row in select(CONTESTANTS, only).items() if "candidates" in row]
+    labels.sort(key=lambda label: label != "the usual tutorial")  # the longest one goes first
     chosen = json.loads(TUNING.read_bytes())["contestants"] if only else {}
-    labels.sort(key=lambda label: label != "the usual tutorial")  # it takes longest
 
-    # Only accuracies count here, so two trainings may share the machine.
+    # Nothing is timed here, so two trainings may share the machine.
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         files = write_splits(TUNING_SEEDS, folder)
         results = pool.map(lambda label: choose_settings(label, files), labels)
@@ -300,7 +315,7 @@ def tune(only: list[str]) -> None:
 def choose_settings(label: str, files: dict[int, Path]) -> dict:
     """Return the first settings whose mean validation accuracy clears the goal.
 
-    If none does, return the best ones: the time that they take is a lower bound.
+    If none does, return the best ones; their time is then a lower bound.
     """
     row = CONTESTANTS[label]
     best = {"validation_accuracy": 0.0}
@@ -332,6 +347,7 @@ def judge_candidates(row: dict, files: dict[int, Path]):
         return curves
 
     if row["contestant"] in CONSTANT_RATE:
+        # The last candidate has the most epochs.
         longest = {**row["candidates"][-1], **row["settings"], "judge_each_epoch": True}
         curves = train_all(longest)
         for candidate in row["candidates"]:
@@ -345,7 +361,7 @@ def judge_candidates(row: dict, files: dict[int, Path]):
 
 @dataclass
 class Row:
-    """One row of a table, while it is measured.
+    """Measure one row of a table.
 
     Attributes:
         contestant: A key of `baselines.CONTESTANTS`.
@@ -362,7 +378,7 @@ class Row:
     error: str = ""
 
     def run(self, seed: int, split: Path) -> None:
-        """Train once more, unless that failed or took too long before."""
+        """Train once more, unless an earlier run failed or took too long."""
         if self.error or any(sum(run["epoch"]) > SLOW_SECONDS for run in self.runs):
             return
         try:
@@ -379,7 +395,7 @@ class Row:
             summary["error"] = self.error
             return summary
 
-        # The first epoch compiles, and is left out of the steady state.
+        # The first epoch includes the compilation, so the steady state leaves it out.
         epoch_seconds = [median(run["epoch"][1:]) for run in self.runs]
         first_epoch_extra = []
         for run, steady in zip(self.runs, epoch_seconds, strict=True):
@@ -401,10 +417,10 @@ class Row:
 
 
 def rows_to_goal(contestants: dict[str, dict], units: str) -> dict[str, Row]:
-    """Return rows of the first table, with their tuned settings.
+    """Return the rows of the first table, with their tuned settings.
 
-    Without units for bfloat16, contestants compute in float32: emulated, a single training would
-    take longer than all others together.
+    A processor without units for bfloat16 computes in float32. It would emulate bfloat16, and one
+    such training would take longer than all others together.
     """
     tuning = json.loads(TUNING.read_bytes())["contestants"]
     rows = {}
@@ -424,7 +440,7 @@ def rows_to_goal(contestants: dict[str, dict], units: str) -> dict[str, Row]:
 
 
 def rows_at_equal_settings(contestants: dict[str, dict], units: str) -> dict[str, Row]:
-    """Return rows of the second table; without units for bfloat16, only those in float32."""
+    """Return the rows of the second table; without units for bfloat16, only those in float32."""
     rows = {}
     for label, contestant in contestants.items():
         if units == "none" and "bfloat16" in label:
@@ -433,23 +449,23 @@ def rows_at_equal_settings(contestants: dict[str, dict], units: str) -> dict[str
     return rows
 
 
-def race(part: str, only: list[str]) -> None:
-    """Run every contestant in every round, and print both tables.
+def race(tables: str, only: list[str]) -> None:
+    """Run every contestant in every round, and print the tables.
 
     Args:
-        part: "both" tables, that to the "goal", or that at "equal" settings.
-        only: Labels or contestants to run alone; empty means all. Only a whole race is recorded.
+        tables: "both", or only the one to the "goal" or the one at "equal" settings.
+        only: Labels or contestants to run, or all if it is empty. Only a whole race is recorded.
     """
     units = bfloat16_units()
     to_goal = {}
     equal = {}
-    if part in ("both", "goal"):
+    if tables in ("both", "goal"):
         to_goal = rows_to_goal(select(CONTESTANTS, only), units)
-    if part in ("both", "equal"):
+    if tables in ("both", "equal"):
         equal = rows_at_equal_settings(select(EQUAL, only), units)
     rows = [*to_goal.values(), *equal.values()]
 
-    # The race itself keeps all cores busy, so only what was there before it tells.
+    # The race keeps all cores busy, so other load can only be seen before it.
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         files = write_splits(SEEDS, folder)
@@ -470,13 +486,13 @@ def race(part: str, only: list[str]) -> None:
         "equal_settings": {label: row.summary() for label, row in equal.items()},
         "machine": machine(),
     }
-    if part == "both" and not only:
+    if tables == "both" and not only:
         write_record(units, record)
     print(table(record))
 
 
 def write_record(units: str, record: dict) -> None:
-    """Write the record, one for each kind of processor, the newest first."""
+    """Add a record to the file, which keeps one per kind of processor, the newest first."""
     records = {units: record}
     if RECORD.exists():
         for other_units, other_record in json.loads(RECORD.read_bytes()).items():
@@ -485,7 +501,7 @@ def write_record(units: str, record: dict) -> None:
 
 
 def table(record: dict) -> str:
-    """Return both tables as Markdown, and whether the machine was under load."""
+    """Return both tables as Markdown, with a line if the machine was under load."""
     lines = []
     if record["time_to_goal"]:
         lines += goal_table(record["time_to_goal"], record["goal"])
@@ -544,11 +560,11 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Time how long each library takes to 98.21%.")
     parser.add_argument(
-        "part",
+        "command",
         nargs="?",
         choices=("both", "goal", "equal", "tune"),
         default="both",
-        help="the tables to measure, or tune: choose the settings",
+        help="the tables to measure, or tune to choose the settings",
     )
     parser.add_argument(
         "--only",
@@ -556,14 +572,14 @@ def main() -> None:
         metavar="NAME",
         default=[],
         choices=sorted(names),
-        help="labels or contestants to run alone, which is recorded by tune only",
+        help="labels or contestants to run; only tune records such a run",
     )
     arguments = parser.parse_args()
 
-    if arguments.part == "tune":
+    if arguments.command == "tune":
         tune(arguments.only)
     else:
-        race(arguments.part, arguments.only)
+        race(arguments.command, arguments.only)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Profile an epoch of the default recipe and compare it with its floor.
 
-`make profile` needs about a minute and writes `benchmarks/speed/epoch_profile.json`. It measures
-in float32, and in bfloat16 where the processor has units for it. The floor is the time of an
-epoch's matrix products at the rate of one large product.
+`make profile` takes about a minute and writes `benchmarks/speed/epoch_profile.json`. It measures
+float32, and bfloat16 if the processor has units for it. The floor is the time that the matrix
+products of an epoch would take if all ran as fast as one large product.
 """
 
 import os
@@ -31,7 +31,7 @@ REPEATS = 100  # of each part of a step
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Return the median seconds of a call."""
+    """Return the median duration of `repeats` calls."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -41,22 +41,28 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Return the operations per second of a large square product."""
+    """Return how many operations per second a product of two large square matrices reaches."""
     a = torch.randn(size, size).to(dtype)
     b = torch.randn(size, size).to(dtype)
     return 2 * size**3 / median_seconds(lambda: a @ b, repeats=10)
 
 
 def epoch_operations(model: EnhancedNet, train: int, validation: int) -> float:
-    """Return the floating-point operations of an epoch's matrix products.
+    """Return how many floating-point operations the matrix products of an epoch take.
 
-    Each weight costs a multiplication and an addition per image: in the forward pass, for its own
-    gradient, and for the gradient of its input, which the first layer does not need.
-    `train` and `validation` are numbers of images.
+    Each weight takes a multiplication and an addition per image in the forward pass. The backward
+    pass takes as many for the gradient of the weight and again for the gradient of its input,
+    which the first layer does not need.
+
+    Args:
+        model: The network.
+        train: The number of training images.
+        validation: The number of validation images.
     """
     weights = [p.numel() for p in model.parameters() if p.ndim == 2]
-    training = 3 * sum(weights) - weights[0]
-    return 2 * train * training + 2 * validation * sum(weights)
+    forward = 2 * sum(weights)
+    backward = 4 * sum(weights) - 2 * weights[0]
+    return train * (forward + backward) + validation * forward
 
 
 def epoch_seconds(splits: Splits, precision: str, augment_strength: float) -> list[float]:
@@ -68,12 +74,12 @@ def epoch_seconds(splits: Splits, precision: str, augment_strength: float) -> li
 
 
 def part_seconds(splits: Splits, precision: str) -> dict[str, float]:
-    """Return the seconds per epoch of each part of the loop, timed alone."""
+    """Return the seconds per epoch of each part of the loop, timed separately."""
     recipe = Recipe()
     steps = len(splits.train) / recipe.batch_size
     generator = epoch_generator(recipe.seed, 1)
     images, labels, _ = splits.train.get_batch(torch.arange(recipe.batch_size))
-    squares = images.view(-1, 28, 28)
+    unflattened = images.view(-1, 28, 28)
 
     torch.manual_seed(0)
     model = EnhancedNet()
@@ -96,11 +102,11 @@ def part_seconds(splits: Splits, precision: str) -> dict[str, float]:
         optimizer.zero_grad()
         loss.backward(retain_graph=True)
 
-    backward()  # so that the optimizer has gradients
-
-    # The backward pass comes before the optimizer changes the weights of its graph.
+    # The optimizer needs gradients. It must come after the backward pass, because it changes the
+    # weights that are part of the graph.
+    backward()
     step_functions = {
-        "warp": lambda: random_warp(squares, generator),
+        "warp": lambda: random_warp(unflattened, generator),
         "forward_and_loss": forward_and_loss,
         "backward": backward,
         "optimizer": optimizer.step,
@@ -114,8 +120,9 @@ def part_seconds(splits: Splits, precision: str) -> dict[str, float]:
 
 
 def profile(splits: Splits, precision: str) -> dict:
-    """Return the record of a precision: the epoch, plain and augmented, its floor, its parts."""
+    """Return a plain epoch's seconds, floor and parts, and the seconds of an augmented epoch."""
     epoch_seconds(splits, precision, augment_strength=1.0)  # warm up
+
     rates = []
     plain = []
     augmented = []
@@ -127,8 +134,9 @@ def profile(splits: Splits, precision: str) -> dict:
     operations = epoch_operations(EnhancedNet(), len(splits.train), len(splits.validation))
     floor = operations / median(rates)
     parts = part_seconds(splits, precision)
-    plain_parts = sum(seconds for name, seconds in parts.items() if name != "warp")
-    parts["rest"] = median(plain) - plain_parts
+    parts_of_plain = sum(seconds for name, seconds in parts.items() if name != "warp")
+    parts["rest"] = median(plain) - parts_of_plain
+
     return {
         "product_rate_gflops": median(rates) / 1e9,
         "floor_seconds": floor,
@@ -149,6 +157,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
+
     splits = load("mnist")
     precisions = ["float32"]
     if multiplies_bfloat16("cpu"):

@@ -1,4 +1,7 @@
-"""Draw the records: `make figures`, or at the end of `make bench` and `make scaling`."""
+"""Draw the records of the race and of the scaling.
+
+`make figures` runs this, and so do `make bench` and `make scaling` at their end.
+"""
 
 import json
 from pathlib import Path
@@ -18,12 +21,12 @@ FAST = "mnist_mlp, fast"
 
 
 def number(value: float, _=None) -> str:
-    """Return 0.5 as "0.5", 60000 as "60k"."""
+    """Format 0.5 as "0.5" and 60000 as "60k"."""
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def bars(ax: Axes, values: dict[str, float], notes: dict[str, str], unit: str) -> None:
-    """Draw a bar with a note for each name, this project's in another colour."""
+    """Draw a bar with a note for each name; this project's bars have another colour."""
     colours = [plots.ORANGE if "mnist_mlp" in name else plots.BLUE for name in values]
     ax.barh(list(values), list(values.values()), color=colours, height=0.7)
     for name, value in values.items():
@@ -36,13 +39,13 @@ def bars(ax: Axes, values: dict[str, float], notes: dict[str, str], unit: str) -
 
 
 def measured(rows: dict[str, dict], key: str) -> dict[str, dict]:
-    """Return the rows without an error, in ascending order of a measurement."""
+    """Return the rows without an error, in ascending order of the measurement `key`."""
     rows = {label: row for label, row in rows.items() if "error" not in row}
     return dict(sorted(rows.items(), key=lambda item: item[1][key]))
 
 
 def time_to_accuracy(records: dict) -> None:
-    """Draw seconds to the goal, and images a second at equal settings, of the newest record."""
+    """Draw the newest record: seconds to the goal, and images per second at equal settings."""
     units, record = next(iter(records.items()))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.4), layout="constrained")
 
@@ -76,7 +79,7 @@ def time_to_accuracy(records: dict) -> None:
 
 
 def scaling(record: dict) -> None:
-    """Draw seconds against data, width, batch size and threads, and the peaks of memory."""
+    """Draw the seconds against images, width, batch size and threads, and the peak memory."""
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7.2), layout="constrained")
     (by_images, by_width), (by_batch_size, by_memory) = axes
     seconds = {}

@@ -1,10 +1,10 @@
 """Train on a GPU with the whole step captured in a CUDA graph.
 
 `python benchmarks/speed/gpu.py` trains two recipes, one to 98.21% and one to 99%, with ten seeds
-each, and writes `benchmarks/speed/gpu.json` with the name of the GPU. The images stay on the device
-as bytes, and so do the order, the learning rates and the number of the step, so that one replay of
-the graph is a whole step: gather, warp, normalise, forward, backward, AdamW, average. Without a GPU
-the same steps run on the CPU, once, and no record is written.
+each. It writes `benchmarks/speed/gpu.json` with the name of the GPU. The images (as bytes), their
+order, the learning rates and the number of the step all stay on the device. So one replay of the
+graph takes a whole step: gather, warp, normalise, forward, backward, AdamW, average. Without a GPU
+the same steps run on the CPU with one seed, and no record is written.
 """
 
 import time
@@ -27,7 +27,7 @@ SEEDS = range(10)
 
 
 def one_cycle(peak: float, steps: int) -> torch.Tensor:
-    """Return the rate at every step, as torch's OneCycleLR gives it."""
+    """Return the learning rate of torch's OneCycleLR at every step, of shape (steps,)."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps)
     rates = []
@@ -39,9 +39,10 @@ def one_cycle(peak: float, steps: int) -> torch.Tensor:
 
 
 class CapturedTraining:
-    """Trains any number of times with one recipe; on a GPU, the step is captured only once.
+    """Train any number of times with one recipe; on a GPU, the step is captured only once.
 
-    The graph reads and writes the tensors that are attributes here, so it lives beside them.
+    The graph reads and writes the memory of tensors that are attributes here. So no method may
+    replace one of them; each is changed in place.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class CapturedTraining:
         self.parameters = list(self.model.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
 
+        # A replay cannot take arguments, so a step reads these.
         self.order = torch.zeros(self.steps * batch_size, dtype=torch.int64, device=device)
         self.within_batch = torch.arange(batch_size, device=device)
         self.step_number = torch.zeros(1, dtype=torch.int64, device=device)
@@ -85,13 +87,14 @@ class CapturedTraining:
         self.replay = self.capture() if self.on_gpu else self.step
 
     def capture(self):
-        """Return the replay of a step, after the few steps aside that a capture needs."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        """Capture a step and return the function that replays it."""
+        # PyTorch asks for a few warm-up steps on another stream before a capture.
+        warm_up_stream = torch.cuda.Stream()
+        warm_up_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(warm_up_stream):
             for _ in range(3):
                 self.step()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(warm_up_stream)
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -99,7 +102,7 @@ class CapturedTraining:
         return graph.replay
 
     def step(self) -> None:
-        """Take one step; everything that changes from step to step is in a tensor."""
+        """Take one step."""
         positions = self.step_number * self.batch_size + self.within_batch
         indices = self.order.index_select(0, positions)
         images = self.train.images.index_select(0, indices).float().div_(255)
@@ -112,12 +115,14 @@ class CapturedTraining:
         if not self.on_gpu:
             self.optimizer.param_groups[0]["lr"] = float(self.rate)
 
-        F.cross_entropy(self.model(images), labels).backward()
+        loss = F.cross_entropy(self.model(images), labels)
+        loss.backward()
         self.optimizer.step()
         for parameter in self.parameters:
             parameter.grad.zero_()
 
-        # The average forgets its beginning: a weight of 1 at first, of 1 - ema_decay at last.
+        # The newest weights count 0.9 at first, so that the average forgets the initial ones, and
+        # 1 - ema_decay later.
         weight = torch.clamp(9 / (10 + self.step_number[0]), min=1 - self.ema_decay)
         with torch.no_grad():
             for average, parameter in zip(self.averages, self.parameters, strict=True):
@@ -126,7 +131,7 @@ class CapturedTraining:
 
     @torch.no_grad()
     def rewind(self, initial: EnhancedNet) -> None:
-        """Start anew from the weights of a model."""
+        """Start again from the weights of a model."""
         for parameter, average, value in zip(
             self.parameters, self.averages, initial.parameters(), strict=True
         ):
@@ -141,7 +146,7 @@ class CapturedTraining:
         """Train from the weights of a model and return the averaged one.
 
         Args:
-            initial: A model on the device of the data; it stays as it is.
+            initial: A model on the device of the data; it does not change.
             order: The indices of the images, int64 of shape (steps * batch_size,).
         """
         self.rewind(initial)
@@ -157,14 +162,20 @@ class CapturedTraining:
 
 
 def random_order(train: ImageDataset, epochs: int, batch_size: int) -> torch.Tensor:
-    """Return the indices of whole batches of every epoch, one after another."""
-    whole = len(train) // batch_size * batch_size
-    device = train.images.device
-    return torch.cat([torch.randperm(len(train), device=device)[:whole] for _ in range(epochs)])
+    """Return the indices of all batches of all epochs, one after another.
+
+    An epoch leaves out the images that would not fill a batch.
+    """
+    images_per_epoch = len(train) // batch_size * batch_size
+    epoch_orders = []
+    for _ in range(epochs):
+        order = torch.randperm(len(train), device=train.images.device)
+        epoch_orders.append(order[:images_per_epoch])
+    return torch.cat(epoch_orders)
 
 
 def main() -> None:
-    """Time both recipes."""
+    """Time both recipes and write the record."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     synchronize = torch.cuda.synchronize if on_gpu else torch.cpu.synchronize

@@ -1,8 +1,8 @@
-"""How training time and memory grow with data, width, batch size and threads.
+"""Measure how training time and memory grow with images, width, batch size and threads.
 
-`make scaling` needs about two minutes on two cores. It writes `benchmarks/speed/scaling.json` and
-draws `figures/scaling.png`. Seconds are those of one plain epoch of the default recipe, the median
-of three after a warm-up. More images than MNIST has are warped copies of them.
+`make scaling` takes about two minutes on two cores. It writes `benchmarks/speed/scaling.json` and
+draws `figures/scaling.png`. The times are seconds of one plain epoch of the default recipe: the
+median of three epochs after a warm-up. Warped copies stand in for images beyond MNIST's 60,000.
 """
 
 import json
@@ -16,6 +16,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from memory import WAYS
 from torch import nn
 from tqdm import tqdm
 
@@ -30,48 +31,6 @@ IMAGES = (6_000, 12_000, 24_000, 60_000, 120_000, 240_000, 480_000)
 WIDTHS = (1, 2, 4, 8)
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-# What a process does to train one epoch, for its peak of memory.
-OURS = """
-from mnist_mlp import EnhancedNet, Recipe, fit, load
-splits = load("mnist")
-"""
-USUAL = """
-import os
-from mnist_mlp import EnhancedNet
-from torchvision import datasets, transforms
-steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
-data = datasets.MNIST(os.environ["MNIST_ROOT"], transform=transforms.Compose(steps))
-"""
-LOOP = """
-model = EnhancedNet()
-optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-for images, labels in batches:
-    optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(model(images), labels).backward()
-    optimizer.step()
-"""
-PROGRAMS = {
-    "import torch alone": "",
-    "one uint8 tensor, plain": f"""{OURS}
-recipe = Recipe(epochs=1, augment_strength=0.0)
-fit(EnhancedNet(), splits.train, splits.validation, recipe, progress=False)
-""",
-    "one uint8 tensor, augmented": f"""{OURS}
-fit(EnhancedNet(), splits.train, splits.validation, Recipe(epochs=1), progress=False)
-""",
-    "one float32 tensor": f"""{OURS}
-inputs = (splits.train.images.flatten(1).float() / 255 - 0.1307) / 0.3081
-order = torch.randperm(len(inputs)).split(512)
-batches = ((inputs[indices], splits.train.labels[indices]) for indices in order)
-{LOOP}""",
-    "DataLoader, image by image": f"""{USUAL}
-batches = torch.utils.data.DataLoader(data, 512, shuffle=True)
-{LOOP}""",
-    "DataLoader, two workers (theirs apart)": f"""{USUAL}
-batches = torch.utils.data.DataLoader(data, 512, shuffle=True, num_workers=2)
-{LOOP}""",
-}
-
 
 def epoch_seconds(model: nn.Module, train: ImageDataset, batch_size: int = 512) -> float:
     """Return the median seconds of a plain epoch."""
@@ -82,8 +41,8 @@ def epoch_seconds(model: nn.Module, train: ImageDataset, batch_size: int = 512) 
 
 
 def wide(factor: int) -> nn.Module:
-    """Return EnhancedNet with every hidden layer that many times as wide."""
-    sizes = [784, *(factor * n for n in (512, 256, 128, 64)), 10]
+    """Return EnhancedNet with every hidden layer `factor` times as wide."""
+    sizes = (784, factor * 512, factor * 256, factor * 128, factor * 64, 10)
     layers = [nn.Flatten()]
     for n_in, n_out in pairwise(sizes):
         layers.append(nn.Linear(n_in, n_out))
@@ -92,12 +51,17 @@ def wide(factor: int) -> nn.Module:
 
 
 def copies(train: ImageDataset, count: int) -> ImageDataset:
-    """Return that many images: the first ones, then warped copies in turn."""
+    """Return `count` images: the first ones of `train`, then warped copies of them.
+
+    Every further round of copies begins with the first image again and is warped differently.
+    """
     images = [train.images[:count]]
     labels = [train.labels[:count]]
     for copy in range(1, math.ceil(count / len(train))):
         generator = epoch_generator(0, copy)
         missing = min(len(train), count - copy * len(train))
+
+        # Batches of 5,000 keep the memory of the warps small.
         for indices in torch.arange(missing).split(5000):
             warped = random_warp(train.images[indices] / 255, generator)
             images.append((warped * 255).round().to(torch.uint8))
@@ -105,27 +69,28 @@ def copies(train: ImageDataset, count: int) -> ImageDataset:
     return ImageDataset(torch.cat(images), torch.cat(labels))
 
 
-def peak_memory(program: str) -> int:
-    """Return the peak of a Python process's resident memory in bytes, without its children's."""
-    meter = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    code = f"import torch\n{program}\n{meter}"
+def peak_memory(way: str) -> int:
+    """Return the peak of the resident memory, in bytes, of a process that trains in this way.
 
-    # Through a shell, since a child's peak counts from its parent's size.
-    command = ["/bin/sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, code]
+    Args:
+        way: A key of `memory.WAYS`.
+    """
+    # A shell starts the process, because a child's peak begins at the size of its parent.
+    script = str(Path(__file__).with_name("memory.py"))
+    command = ["/bin/sh", "-c", '"$0" "$1" "$2"; exit $?', sys.executable, script, way]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * int(process.stdout.split()[-1])
+    return int(process.stdout.split()[-1])
 
 
-def exponent(points: dict) -> float:
-    """Return the slope of the seconds on doubly logarithmic axes."""
+def exponent(points: dict[int, float]) -> float:
+    """Return the exponent of the power law that fits the points, a slope on logarithmic axes."""
     slope, _ = np.polyfit(np.log(list(points)), np.log(list(points.values())), 1)
     return float(slope)
 
 
 def main() -> None:
     """Measure everything and write the record."""
-    os.environ["MNIST_ROOT"] = str(default_root())  # torchvision's, too
+    os.environ["MNIST_ROOT"] = str(default_root())  # torchvision reads it too
     load_average = os.getloadavg()[0]
     threads = torch.get_num_threads()
     splits = load("mnist")
@@ -151,7 +116,8 @@ def main() -> None:
     for count in tqdm(IMAGES, "images"):
         seconds["images"][count] = epoch_seconds(EnhancedNet(), copies(train, count))
 
-    memory = {name: peak_memory(program) for name, program in tqdm(PROGRAMS.items(), "memory")}
+    memory = {way: peak_memory(way) for way in tqdm(WAYS, "memory")}
+
     record = {
         "command": "make scaling",
         "load_average_before": load_average,

@@ -1,1 +1,1 @@
-"""What goes beyond `mnist_mlp`: handwriting, and experiments around the network."""
+"""What goes beyond `mnist_mlp`: handwriting, and experiments with the network."""

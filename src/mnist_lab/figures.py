@@ -1,4 +1,4 @@
-"""Figures that only the lab's notebooks draw."""
+"""Figures that only the notebooks of the lab draw."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,14 @@ from mnist_mlp.plots import new_axes
 def input_pairs(
     pictures: Sequence[np.ndarray], images: torch.Tensor, captions: Sequence[str]
 ) -> Figure:
-    """Draw each picture, under its caption, beside the image that the network sees: six in a row.
+    """Draw each picture, under its caption, beside the image that the network sees.
+
+    A row has six pairs.
 
     Args:
-        pictures: Grey values of shape (H, W).
-        images: Of shape (N, 28, 28).
-        captions: One for each picture.
+        pictures: Grey values from 0 to 255, of shape (H, W).
+        images: What the network sees, of shape (N, 28, 28).
+        captions: A text for each picture.
     """
     rows = math.ceil(len(pictures) / 6)
     figure, axes = plt.subplots(
@@ -30,9 +32,10 @@ def input_pairs(
     for ax in axes.flat:
         ax.set_axis_off()
 
-    pairs = axes.reshape(-1, 2)  # the axes of a picture and of its image
+    # The last row may have more axes than pictures.
+    axes_pairs = axes.reshape(-1, 2)
     for (left, right), picture, image, caption in zip(
-        pairs, pictures, images, captions, strict=False
+        axes_pairs, pictures, images, captions, strict=False
     ):
         left.imshow(picture, cmap="gray", vmin=0, vmax=255)
         left.set_title(caption, fontsize=9, loc="left", pad=3)
@@ -41,7 +44,13 @@ def input_pairs(
 
 
 def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Axes:
-    """Draw shares, from 0 to 1 and of shape (rows, columns), as percentages on colours."""
+    """Draw a table of coloured percentages.
+
+    Args:
+        shares: Values from 0 to 1, of shape (rows, columns).
+        rows: A label for each row.
+        columns: A label for each column.
+    """
     ax = new_axes(0.72 * len(columns) + 2, 0.42 * len(rows) + 1.6)
     shades = np.sqrt(shares)  # makes small shares distinguishable
     ax.imshow(shades, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
@@ -60,19 +69,23 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
 
 
 def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
-    """Draw named rows of pictures, each of shape (N, 28, 28).
+    """Draw rows of pictures, each row beside its name and each picture on its own scale.
 
-    Pictures are grey. In a row with values below 0, these are blue and those above 0 red, each
-    picture on a scale of its own.
+    Pictures are grey. In a row that has values below 0, negative values are blue and positive ones
+    are red.
+
+    Args:
+        rows: The pictures of each row, of shape (N, 28, 28).
     """
     columns = max(len(pictures) for pictures in rows.values())
     ax = new_axes(0.95 * columns + 1, 0.95 * len(rows) + 0.5)
+    spacing = 28 + 3  # from one picture to the next, in pixels of the pictures
 
     for row, (name, pictures) in enumerate(rows.items()):
         is_signed = bool((pictures < 0).any())
-        top = 31 * row
+        top = spacing * row
         for column, picture in enumerate(pictures.numpy()):
-            left = 31 * column
+            left = spacing * column
             limit = np.abs(picture).max()
             ax.imshow(
                 picture,
@@ -83,14 +96,21 @@ def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
             )
         ax.text(-3, top + 14, name, ha="right", va="center", fontsize=10)
 
-    ax.set_xlim(-1, 31 * columns - 2)
-    ax.set_ylim(31 * len(rows) - 2, -1)
+    ax.set_xlim(-1, spacing * columns - 2)
+    ax.set_ylim(spacing * len(rows) - 2, -1)
     ax.set_axis_off()
     return ax
 
 
 def projections(points: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
-    """Draw each named projection, of shape (N, 2), coloured by label, the label at its median."""
+    """Draw projections to the plane, each point in the colour of its label.
+
+    The label itself stands at the median of its points.
+
+    Args:
+        points: The points of each projection by its name, of shape (N, 2).
+        labels: The label of each point, of shape (N,).
+    """
     columns = math.ceil(len(points) / 2)
     figure, axes = plt.subplots(2, columns, figsize=(11, 7.2), layout="constrained")
     box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "alpha": 0.8, "lw": 0}
@@ -111,7 +131,14 @@ def accuracy_curves(
     style: str = "o-",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw named accuracies, from 0 to 1, against `x`."""
+    """Draw curves of accuracies.
+
+    Args:
+        x: The positions of the points.
+        curves: The accuracies of each curve by its name, from 0 to 1.
+        style: The format of lines and markers, as in `Axes.plot`.
+        ax: Where to draw.
+    """
     ax = ax or new_axes(9, 4)
     for i, (name, accuracies) in enumerate(curves.items()):
         ax.plot(x, accuracies, style, color=f"C{i}", label=name)

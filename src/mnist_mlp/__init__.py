@@ -6,7 +6,7 @@
     print(evaluate(model, splits.test).accuracy)
 
 Read the modules in this order: `data`, `augment`, `model`, `recipe`, `optim`, `evaluation`,
-`train`, `checkpoint`, `datasets`, `comparison`, `plots`. What goes beyond is in `mnist_lab`.
+`train`, `checks`, `checkpoint`, `datasets`, `comparison`, `plots`. More is in `mnist_lab`.
 """
 
 from mnist_mlp.checkpoint import load_weights, save_weights

@@ -1,29 +1,10 @@
-"""Random warps of a whole batch of images at once."""
+"""Augmentation: random rotations, shears, shifts and elastic deformations of images."""
 
 import math
 from functools import cache
-from typing import Any
 
 import torch
 from torch.nn import functional as F
-
-
-@cache
-def _basis(height: int, width: int, knots: int, device: torch.device) -> torch.Tensor:
-    """Return the basis displacement fields, float32 of shape (3 + knots^2, H * W).
-
-    First x and y from -1 to 1 and 1, for affine maps. Then products of Gaussian bumps at evenly
-    spaced knots: noise times these is like blurred noise of standard deviation 1, but far cheaper.
-    """
-    bumps = []
-    for size in (height, width):
-        pixels = torch.arange(size, dtype=torch.float32)[:, None]
-        spacing = (size - 1) / (knots - 1)
-        bump = torch.exp(-(((pixels - spacing * torch.arange(knots)) / spacing) ** 2) / 2)
-        bumps.append(bump / bump.norm(dim=1, keepdim=True))
-    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], False)
-    affine = torch.cat([identity.view(-1, 2).T, torch.ones(1, height * width)])
-    return torch.cat([affine, torch.kron(*bumps).T]).to(device)
 
 
 def random_warp(
@@ -38,33 +19,76 @@ def random_warp(
     elastic: float = 1.0,
     knots: int = 7,
 ) -> torch.Tensor:
-    """Return the batch with a random affine and elastic transformation of each image.
+    """Return the images, each with an affine and an elastic deformation of its own.
 
-    `images`: float32 of shape (N, H, W) with 0 as the background. The affine map has a rotation in
-    degrees, a relative scale and shear and a shift in pixels, each uniform in +- its amplitude. The
-    elastic part displaces each pixel smoothly, with a standard deviation of `elastic` pixels and
-    `knots` knots per axis. `strength` multiplies all five amplitudes.
+    Every amount below is drawn from -amount to +amount, evenly; elastic displacements have a normal
+    distribution.
+
+    Args:
+        images: float32 of shape (N, H, W); 0 is the background.
+        generator: The source of the random numbers.
+        strength: A factor on all five amounts.
+        rotation: In degrees.
+        scale: The relative change of the width, and of the height.
+        shear: The horizontal displacement per pixel of height.
+        shift: In pixels, along each axis.
+        elastic: The standard deviation of the smooth displacement of the pixels, in pixels.
+        knots: The number of knots per axis of the smooth displacement. More knots make it finer.
+
+    Returns:
+        float32 of shape (N, H, W).
+
     Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied
     to visual document analysis", ICDAR 2003.
     """
     n, height, width = images.shape
-    pixel = 2 / width  # grid_sample works in coordinates from -1 to 1
-    source: Any = {"generator": generator, "device": generator.device}
+    pixel = 2 / width  # grid_sample's coordinates run from -1 to 1
 
     def uniform(*shape: int) -> torch.Tensor:
-        return (torch.rand(n, *shape, **source) * 2 - 1) * strength
+        zero_to_one = torch.rand(n, *shape, generator=generator, device=generator.device)
+        return (zero_to_one * 2 - 1) * strength
 
-    angle = uniform() * math.radians(rotation)
-    size = 1 + uniform(2) * scale
-    slant = uniform() * shear
-    rotate = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(n, 2, 2)
-    stretch = torch.zeros(n, 2, 2, device=generator.device)
-    stretch[:, 0, 0], stretch[:, 1, 1], stretch[:, 0, 1] = size[:, 0], size[:, 1], slant
-    offset = uniform(2, 1) * shift * pixel
-    noise = torch.randn(n, 2, knots**2, **source) * (strength * elastic * pixel)
+    angles = uniform() * math.radians(rotation)
+    sizes = 1 + uniform(2) * scale
+    shears = uniform() * shear
 
-    # One matrix product computes the displacement fields of the whole batch.
-    coefficients = torch.cat([rotate @ stretch, offset, noise], 2).to(images.device)
-    field = coefficients @ _basis(height, width, knots, images.device)
-    grid = field.view(n, 2, height, width).permute(0, 2, 3, 1)
+    cos = angles.cos()
+    sin = angles.sin()
+    rotations = torch.stack([cos, -sin, sin, cos], dim=1).view(n, 2, 2)
+    stretches = torch.zeros(n, 2, 2, device=generator.device)
+    stretches[:, 0, 0] = sizes[:, 0]
+    stretches[:, 1, 1] = sizes[:, 1]
+    stretches[:, 0, 1] = shears
+
+    shifts = uniform(2, 1) * shift * pixel
+    noise = torch.randn(n, 2, knots**2, generator=generator, device=generator.device)
+    displacements = noise * (strength * elastic * pixel)
+
+    # One matrix product computes where each pixel of the whole batch comes from.
+    coefficients = torch.cat([rotations @ stretches, shifts, displacements], dim=2)
+    fields = basis_fields(height, width, knots, images.device)
+    sources = coefficients.to(images.device) @ fields
+    grid = sources.view(n, 2, height, width).permute(0, 2, 3, 1)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0]
+
+
+@cache
+def basis_fields(height: int, width: int, knots: int, device: torch.device) -> torch.Tensor:
+    """Return the fields whose weighted sums are the warps, float32 of shape (3 + knots^2, H * W).
+
+    Rows 0 and 1 hold the x and y coordinates, and row 2 is constant: the affine part. Each other
+    row is a Gaussian bump around a knot of an even grid. Noise times these bumps looks like blurred
+    noise with a standard deviation of 1, and is much cheaper.
+    """
+    bumps = []
+    for size in (height, width):
+        pixels = torch.arange(size, dtype=torch.float32)[:, None]
+        spacing = (size - 1) / (knots - 1)
+        distances = (pixels - spacing * torch.arange(knots)) / spacing
+        bump = torch.exp(-(distances**2) / 2)
+        bumps.append(bump / bump.norm(dim=1, keepdim=True))
+
+    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
+    coordinates = identity.view(-1, 2).T
+    constant = torch.ones(1, height * width)
+    return torch.cat([coordinates, constant, torch.kron(*bumps).T]).to(device)

@@ -5,14 +5,21 @@ from dataclasses import dataclass
 
 import torch
 
+Z_95 = 1.959964  # 95% of a normal distribution lie within so many standard deviations
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference in accuracy of two models on the same images, `b` minus `a`.
+    """The difference in accuracy of two models on the same images.
 
-    `difference` and its 95% confidence interval `low` to `high` are shares (0.01 = one percentage
-    point). `p_value`: of McNemar's exact test, which decides the `verdict`. The test is the more
-    cautious: the interval may barely exclude zero where the test finds no difference.
+    Attributes:
+        difference: The accuracy of the second model minus that of the first (0.01 is one
+            percentage point).
+        low: The lower end of the 95% confidence interval of the difference.
+        high: The upper end.
+        p_value: The p-value of McNemar's exact test, which decides the verdict. The test is
+            slightly more cautious than the interval: where it finds no significant difference, the
+            interval may barely exclude zero.
     """
 
     difference: float
@@ -29,50 +36,85 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return the difference and its interval in percentage points."""
-        points = [f"{100 * share:+.2f}" for share in (self.difference, self.low, self.high)]
-        return f"{points[0]} [{points[1]}, {points[2]}]"
+        return f"{100 * self.difference:+.2f} [{100 * self.low:+.2f}, {100 * self.high:+.2f}]"
 
 
 def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
-    """Return whether the second model is better than the first, from the same images.
+    """Compare the accuracy of two models on the same images.
 
-    `correct_a`, `correct_b`: `Evaluation.correct` of each, bool of shape (N,). Only images on
-    which the two disagree count. Raises ValueError if the lengths differ.
+    Only images that one model classifies correctly and the other does not make a difference.
+
+    Args:
+        correct_a: `Evaluation.correct` of the first model, bool of shape (N,).
+        correct_b: `Evaluation.correct` of the second model, of the same shape.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Example:
+        >>> before = evaluate(old_model, splits.validation)
+        >>> after = evaluate(new_model, splits.validation)
+        >>> print(compare(before.correct, after.correct))
+        +0.12 [-0.05, +0.29]
+
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions
     or percentages", Psychometrika 12 (1947).
     """
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # here, because it takes time to import
 
     n = len(correct_a)
     if n != len(correct_b):
-        found = f"{n} and {len(correct_b)} images"
-        raise ValueError(f"both models must be evaluated on the same images, found {found}.")
-    gained, lost = int((correct_b & ~correct_a).sum()), int((correct_a & ~correct_b).sum())
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return Comparison((gained - lost) / n, *paired_interval(gained, lost, n), p_value)
+        raise ValueError(
+            "both models must be evaluated on the same images, "
+            f"found {n} and {len(correct_b)} images."
+        )
+
+    gained = int((correct_b & ~correct_a).sum())
+    lost = int((correct_a & ~correct_b).sum())
+
+    p_value = 1.0
+    if gained + lost > 0:
+        p_value = float(binomtest(gained, gained + lost).pvalue)
+
+    low, high = paired_interval(gained, lost, n)
+    return Comparison((gained - lost) / n, low, high, p_value)
 
 
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Return the 95% score interval of a difference of paired proportions, as shares of `n`.
+    """Return the 95% confidence interval of the difference of two paired proportions.
 
-    `gained`, `lost`: the number of pairs that only the second, and only the first, has right. The
-    interval holds the differences that the score test does not reject.
+    The interval contains the differences that Tango's score test does not reject.
+
+    Args:
+        gained: The number of pairs in which only the second is a success.
+        lost: The number of pairs in which only the first is a success.
+        n: The number of pairs.
+
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for
     the paired-sample design", Statistics in Medicine 17 (1998).
     """
+    # The upper end is the lower end with both roles exchanged.
+    return lower_limit(gained, lost, n), -lower_limit(lost, gained, n)
+
+
+def lower_limit(gained: int, lost: int, n: int) -> float:
+    """Return the smallest difference that the score test does not reject."""
     from scipy.optimize import brentq
 
-    def lower(gained: int, lost: int) -> float:
-        found = (gained - lost) / n
+    observed = (gained - lost) / n
+    if observed == -1:
+        return -1.0
 
-        def excess(difference: float) -> float:
-            # The share of `lost` that is the most likely at this difference.
-            a, b = 2 * n, (2 * n - gained + lost) * difference - gained - lost
-            c = -lost * difference * (1 - difference)
-            share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
-            variance = n * (2 * share + difference * (1 - difference))
-            return gained - lost - n * difference - 1.959964 * math.sqrt(max(0.0, variance))
+    def excess(difference: float) -> float:
+        """Return by how much the observed difference exceeds the limit of the test."""
+        # The likeliest probability of a lost pair, if the true difference is this one, solves
+        # a q^2 + b q + c = 0.
+        a = 2 * n
+        b = (2 * n - gained + lost) * difference - gained - lost
+        c = -lost * difference * (1 - difference)
+        q = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
 
-        return brentq(excess, -1, found - 1e-12) if found > -1 else -1.0
+        variance = n * (2 * q + difference * (1 - difference))
+        return gained - lost - n * difference - Z_95 * math.sqrt(max(0.0, variance))
 
-    return lower(gained, lost), -lower(lost, gained)
+    return brentq(excess, -1, observed - 1e-12)

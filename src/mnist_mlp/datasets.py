@@ -1,4 +1,4 @@
-"""`load`: MNIST, data sets like it, and scikit-learn's small digits, each as splits."""
+"""`load` returns MNIST, data sets like it, or scikit-learn's small digits, split in three."""
 
 import gzip
 import hashlib
@@ -36,14 +36,14 @@ MNIST_FILES = {
     ),
 }
 
-# Where each of these files is, with .gz at the end of its name.
+# Servers that have these files, compressed, with .gz at the end of the name.
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT_SECONDS = 10  # without an answer; then the next mirror is asked
+TIMEOUT_SECONDS = 10  # how long a server may be silent before the next one is tried
 
-# The class and the arguments of torchvision's data sets.
+# The data sets that torchvision reads: its class, and the arguments.
 TORCHVISION_DATASETS = {
     "fashion": ("FashionMNIST", {}),
     "kmnist": ("KMNIST", {}),
@@ -54,12 +54,16 @@ TORCHVISION_DATASETS = {
 
 
 def default_root() -> Path:
-    """Return `$MNIST_ROOT`, else `data/`, both relative to the repository."""
-    return repo_root() / Path(os.environ.get("MNIST_ROOT") or "data").expanduser()
+    """Return the folder of the data sets: `$MNIST_ROOT`, or `data/` if that is not set.
+
+    A relative path is relative to the repository.
+    """
+    folder = os.environ.get("MNIST_ROOT") or "data"
+    return repo_root() / Path(folder).expanduser()
 
 
 def missing_data_hint(class_name: str) -> str:
-    """Return what to do if the files of this class of torchvision are missing."""
+    """Return what the user can do if the files of one of torchvision's data sets are missing."""
     files = "usps.bz2 and usps.t.bz2" if class_name == "USPS" else f"{class_name}/raw/"
     return (
         f"Set MNIST_ROOT to the folder that holds {files}, connect to the network once, "
@@ -76,19 +80,27 @@ def load(
     """Return the training, validation and test images of a data set.
 
     Args:
-        name: "mnist" has 55,000, 5,000 and 10,000 images. "digits" are scikit-learn's 1,797
-            embedded digits, which need no network. "auto" is MNIST if it is there or can be
-            downloaded, else the digits, with a warning. "fashion", "kmnist", "qmnist",
-            "emnist-digits" and "usps" are read by torchvision.
-        root: The folder that holds `MNIST/raw/`, by default `$MNIST_ROOT`, else `data/`.
-        download: Whether missing files are downloaded, and damaged files of MNIST replaced.
-        seed: The seed of the validation set: a stratified twelfth of the training images.
+        name: "mnist" has 55,000 training, 5,000 validation and 10,000 test images.
+            "digits" are the 1,797 small digits that come with scikit-learn: they need no network.
+            "auto" is MNIST if it is there or can be downloaded, else the small digits, with a
+            warning.
+            "fashion", "kmnist", "qmnist", "emnist-digits" and "usps" are read by torchvision.
+        root: The folder that contains `MNIST/raw/`; by default `$MNIST_ROOT`, or `data/`.
+        download: Whether to download files of MNIST that are missing or damaged, and missing files
+            of the others.
+        seed: Decides which images validate: a twelfth of the training images, drawn so that each
+            class has its proportion.
 
     Raises:
-        TypeError: The name or the seed is invalid.
+        TypeError: The name is not a string, or the seed not a whole number.
         ValueError: The name is unknown, or a file is damaged and cannot be downloaded again.
-        FileNotFoundError: The data set is not there and cannot be downloaded.
+        FileNotFoundError: The data set is missing and cannot be downloaded.
         OSError: A file cannot be read.
+
+    Example:
+        >>> splits = load("mnist")
+        >>> len(splits.train), len(splits.validation), len(splits.test)
+        (55000, 5000, 10000)
     """
     names = ", ".join(map(repr, ("mnist", "digits", "auto", *TORCHVISION_DATASETS)))
     expected = (
@@ -122,28 +134,30 @@ def load(
 
 
 def load_mnist(root: Path, download: bool) -> tuple[ImageDataset, ImageDataset]:
-    """Return the 60,000 training and the 10,000 test images, in the order of MNIST's files.
+    """Return MNIST's 60,000 training and 10,000 test images, in the order of its files.
 
     Raises:
         ValueError, FileNotFoundError, OSError: As `load`.
     """
-    content = {}
-    for name in MNIST_FILES:
-        content[name] = _read_or_download(root / "MNIST" / "raw" / name, download)
-
-    parts = []
-    for prefix in ("train", "t10k"):
-        # The headers of the files have 16 and 8 bytes.
-        images = content[f"{prefix}-images-idx3-ubyte"][16:].view(-1, 28, 28)
-        labels = content[f"{prefix}-labels-idx1-ubyte"][8:].long()
-        parts.append(ImageDataset(images, labels))
-
-    train, test = parts
+    raw = root / "MNIST" / "raw"
+    train = _load_mnist_files(raw, "train", download)
+    test = _load_mnist_files(raw, "t10k", download)
     return train, test
 
 
+def _load_mnist_files(raw: Path, prefix: str, download: bool) -> ImageDataset:
+    """Return the images and labels in two of MNIST's files."""
+    image_file = _read_or_download(raw / f"{prefix}-images-idx3-ubyte", download)
+    label_file = _read_or_download(raw / f"{prefix}-labels-idx1-ubyte", download)
+
+    # The files begin with headers of 16 and 8 bytes.
+    images = image_file[16:].view(-1, 28, 28)
+    labels = label_file[8:].long()
+    return ImageDataset(images, labels)
+
+
 def _read_or_download(path: Path, download: bool) -> torch.Tensor:
-    """Return the bytes of one of MNIST's files, which is downloaded if it has to be."""
+    """Return the bytes of one of MNIST's files, after downloading it if that is necessary."""
     try:
         return _read_verified(path)
     except PermissionError as error:
@@ -157,7 +171,7 @@ def _read_or_download(path: Path, download: bool) -> torch.Tensor:
     try:
         _download(path)
     except OSError as error:
-        # Still a FileNotFoundError or a ValueError: that nothing is there, or what is wrong.
+        # The type of the first problem stays: the file is missing, or it is damaged.
         raise type(problem)(f"{problem} The download failed ({error}).") from error
     return _read_verified(path)
 
@@ -166,12 +180,12 @@ def _read_verified(path: Path) -> torch.Tensor:
     """Return the bytes of one of MNIST's files, uint8 of shape (size,).
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: It is not MNIST's file: truncated, altered, or of another data set.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is truncated, altered, or from another data set.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"MNIST is not there: {path.parent} lacks {path.name}. {missing_data_hint('MNIST')}"
+            f"MNIST is missing: {path.parent} has no {path.name}. {missing_data_hint('MNIST')}"
         )
 
     size, sha256 = MNIST_FILES[path.name]
@@ -186,8 +200,8 @@ def _read_verified(path: Path) -> torch.Tensor:
     actual_sha256 = hashlib.sha256(content.data).hexdigest()
     if actual_sha256 != sha256:
         raise ValueError(
-            f"{path} is altered or of another data set: its SHA-256 begins {actual_sha256[:12]}, "
-            f"expected {sha256[:12]}. {remedy}"
+            f"{path} is altered or from another data set: its SHA-256 begins with "
+            f"{actual_sha256[:12]}, expected {sha256[:12]}. {remedy}"
         )
     return torch.from_numpy(content)
 
@@ -195,13 +209,13 @@ def _read_verified(path: Path) -> torch.Tensor:
 def _download(path: Path) -> None:
     """Download one of MNIST's files from the first mirror that has it.
 
-    The file gets its name only when it is complete and verified. An interrupted download
-    therefore leaves no damaged file, and concurrent downloads cannot mix.
+    The file gets its name only after it is complete and verified. So an interrupted download
+    leaves no damaged file, and downloads at the same time cannot mix.
 
     Raises:
         OSError: No mirror has the file, or it cannot be written.
     """
-    import pooch  # here, because MNIST is downloaded only once
+    import pooch  # here, because few calls download
 
     size, sha256 = MNIST_FILES[path.name]
     download_url = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_SECONDS)
@@ -212,7 +226,8 @@ def _download(path: Path) -> None:
         try:
             download_url(f"{mirror}{path.name}.gz", archive, None)
             archive.seek(0)
-            content = gzip.GzipFile(fileobj=archive).read(size + 1)  # no more, whatever it holds
+            # Read no more than the file should have, in case the server sent something huge.
+            content = gzip.GzipFile(fileobj=archive).read(size + 1)
         except (OSError, EOFError, ValueError, zlib.error) as error:
             problems.append(f"{mirror}: {error}")
             continue
@@ -229,7 +244,7 @@ def _download(path: Path) -> None:
 
 
 def _load_digits(seed: int) -> tuple[ImageDataset, ImageDataset]:
-    """Return scikit-learn's 8x8 digits as 28x28 images: 1,437 for training and 360 for the test."""
+    """Return scikit-learn's 8x8 digits as 28x28 images: 1,437 to train on and 360 to test on."""
     from sklearn import datasets  # here, because it takes time to import
 
     digits = datasets.load_digits()
@@ -247,7 +262,7 @@ def _load_torchvision(name: str, root: Path, download: bool) -> tuple[ImageDatas
     try:
         train = _read_torchvision(name, root, download, train=True)
         test = _read_torchvision(name, root, download, train=False)
-    except Exception as error:  # torchvision raises errors of all kinds for damaged files
+    except Exception as error:  # torchvision raises many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         files = "usps*.bz2" if class_name == "USPS" else f"{class_name}/raw/*ubyte"
         if any(root.glob(files)):
@@ -263,20 +278,20 @@ def _load_torchvision(name: str, root: Path, download: bool) -> tuple[ImageDatas
 
 
 def _read_torchvision(name: str, root: Path, download: bool, train: bool) -> ImageDataset:
+    """Return the training or the test images of one of torchvision's data sets."""
     import torchvision  # here, because it takes time to import
 
     class_name, arguments = TORCHVISION_DATASETS[name]
     dataset_class = getattr(torchvision.datasets, class_name)
     dataset = dataset_class(root, train=train, download=download, **arguments)
-
     images = torch.as_tensor(dataset.data)
-    if name == "usps":  # 16x16
+    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
+
+    if name == "usps":  # its images have 16x16 pixels
         images = torch.stack([centre_digit(image / 255) for image in images])
     if name == "emnist-digits":  # its files hold each image transposed
         images = images.transpose(1, 2).contiguous()
-
-    labels = torch.as_tensor(dataset.targets, dtype=torch.int64)
-    if name == "qmnist":  # further columns: the writer, the source, ...
+    if name == "qmnist":  # its labels have further columns: the writer, the source, ...
         labels = labels[:, 0]
 
     if name in ("fashion", "kmnist"):
@@ -285,13 +300,13 @@ def _read_torchvision(name: str, root: Path, download: bool, train: bool) -> Ima
 
 
 def centre_digit(digit: torch.Tensor) -> torch.Tensor:
-    """Return a digit of any size, placed like MNIST's, uint8 of shape (28, 28).
+    """Return a digit of any size, scaled and placed as in MNIST: uint8 of shape (28, 28).
 
-    The bounding box of the ink is scaled to fit 20x20 and placed so that the centre of mass is
-    the middle of 28x28.
+    The bounding box of the ink is scaled to fit into 20x20 pixels. The centre of mass of the ink is
+    then the centre of the image.
 
     Args:
-        digit: float of shape (H, W), from 0 (background) to 1 (ink).
+        digit: float of shape (H, W), from 0 (background) to 1 (ink). It must have some ink.
 
     Source: LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
     """
@@ -300,14 +315,15 @@ def centre_digit(digit: torch.Tensor) -> torch.Tensor:
     size = [max(1, round(20 * side / max(box.shape))) for side in box.shape]
     small = F.interpolate(box[None, None], size, mode="bilinear", antialias=True)[0, 0]
 
-    corner = []
-    for axis, side in enumerate(size):
-        mass = small.sum(1 - axis)
-        centre_of_mass = float((mass * torch.arange(side)).sum() / mass.sum())
-        corner.append(min(max(round(13.5 - centre_of_mass), 0), 28 - side))
-
-    top, left = corner
     height, width = size
+    top = _offset_to_centre(small.sum(dim=1))
+    left = _offset_to_centre(small.sum(dim=0))
     image = torch.zeros(28, 28)
     image[top : top + height, left : left + width] = small
     return (image * 255).round().to(torch.uint8)
+
+
+def _offset_to_centre(mass: torch.Tensor) -> int:
+    """Return where rows or columns with these masses begin, so that their centre is at 13.5."""
+    centre_of_mass = float((mass * torch.arange(len(mass))).sum() / mass.sum())
+    return min(max(round(13.5 - centre_of_mass), 0), 28 - len(mass))

@@ -1,4 +1,4 @@
-"""Compute the logits once; every metric and comparison derives from them."""
+"""Evaluation: the logits of a model on a data set, and every metric that follows from them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from mnist_mlp.data import ImageDataset, batches, check_dataset
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95% confidence interval of a proportion, Wilson's, as numbers from 0 to 1."""
-    from scipy.stats import binomtest
+    """Return Wilson's 95% confidence interval of a proportion, as numbers from 0 to 1."""
+    from scipy.stats import binomtest  # here, because it takes time to import
 
     interval = binomtest(successes, trials).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
@@ -26,9 +26,9 @@ class Evaluation:
     """A model's logits on a data set, the true labels, and the metrics derived from them.
 
     Attributes:
-        logits: float32 of shape (N, C).
-        labels: int64 of shape (N,).
-        classes: C names.
+        logits: float32 of shape (N, classes).
+        labels: The true classes, int64 of shape (N,).
+        classes: The name of each class.
     """
 
     logits: torch.Tensor
@@ -37,7 +37,7 @@ class Evaluation:
 
     @cached_property
     def probabilities(self) -> torch.Tensor:
-        """Class probabilities, float32 of shape (N, C)."""
+        """The probability of each class, float32 of shape (N, classes)."""
         return self.logits.softmax(dim=1)
 
     @cached_property
@@ -52,27 +52,27 @@ class Evaluation:
 
     @property
     def n_correct(self) -> int:
-        """Number of images classified correctly."""
+        """How many images were classified correctly."""
         return int(self.correct.sum())
 
     @property
     def accuracy(self) -> float:
-        """Share of the images classified correctly, from 0 to 1."""
+        """The fraction of the images that were classified correctly, from 0 to 1."""
         return self.n_correct / len(self.labels)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% confidence interval of the accuracy, Wilson's."""
+        """Wilson's 95% confidence interval of the accuracy."""
         return wilson_interval(self.n_correct, len(self.labels))
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy over the images, in nats."""
+        """The mean cross-entropy over the images, in nats."""
         return float(F.cross_entropy(self.logits, self.labels))
 
     @property
     def confusion(self) -> np.ndarray:
-        """Counts of shape (C, C): row = true class, column = predicted class."""
+        """Counts of shape (classes, classes). Rows are true classes, columns predicted ones."""
         from sklearn.metrics import confusion_matrix
 
         return confusion_matrix(self.labels, self.predicted, labels=range(len(self.classes)))
@@ -91,7 +91,7 @@ class Evaluation:
         )
 
     def misclassified(self) -> torch.Tensor:
-        """Return the indices of the wrongly classified images, the most confident first."""
+        """Return the indices of the misclassified images, the most confident ones first."""
         wrong = (~self.correct).nonzero()[:, 0]
         confidence = self.probabilities[wrong].amax(dim=1)
         return wrong[confidence.argsort(descending=True, stable=True)]
@@ -99,9 +99,9 @@ class Evaluation:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
-    """Put the model into evaluation mode without gradients; afterwards restore each module's mode.
+    """Put the model into evaluation mode, without gradients, and yield its device.
 
-    Yields the device of the model.
+    Afterwards each module is in the mode that it was in before.
     """
     training_modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -115,12 +115,23 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
 
 
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
-    """Return the model's evaluation on every image of the data set, in order, unaugmented.
+    """Classify every image of the data set, in order and without augmentation.
 
-    The model is evaluated in evaluation mode; each module's mode is restored afterwards.
+    The model is in evaluation mode meanwhile; afterwards each module is in its mode of before.
+
+    Args:
+        model: A network that takes float32 images of shape (N, 784) and returns logits.
+        dataset: The images and their labels.
+
+    Returns:
+        The logits, and every metric that follows from them.
 
     Raises:
         TypeError: The model is not a network, or the data set is not an ImageDataset.
+
+    Example:
+        >>> test = evaluate(model, splits.test)
+        >>> print(f"{test.n_correct} of {len(test.labels)} are correct.")
     """
     check_network(model)
     check_dataset("dataset", dataset)
@@ -134,12 +145,14 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter; the CPU if it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Return the device of the model's first parameter, or the CPU if it has none."""
+    for parameter in model.parameters():
+        return parameter.device
+    return torch.device("cpu")
 
 
 def check_network(model: nn.Module) -> None:
-    """Raise TypeError if the model is not a network, but for example its class."""
+    """Raise TypeError if the model is not a network, but for example the class of one."""
     if isinstance(model, type):
         raise TypeError(
             f"model must be a network, found the class {model.__name__}: "
@@ -147,23 +160,3 @@ def check_network(model: nn.Module) -> None:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a network, found {type(model).__name__}.")
-
-
-def check_model(model: nn.Module, dataset: ImageDataset) -> None:
-    """Raise TypeError or ValueError if the model cannot classify the images of the data set."""
-    images = dataset.images[:2].flatten(1).float()
-    try:
-        with evaluation_mode(model):
-            logits = model(images)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the model must take images of shape {tuple(images.shape)}. If it needs squares, "
-            f"begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
-        ) from error
-
-    expected = f"the model must return logits of shape (N, {len(dataset.classes)})"
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"{expected}, a tensor, found a {type(logits).__name__}.")
-    if logits.shape[1:] != (len(dataset.classes),):
-        raise ValueError(f"{expected}, one per class, found the shape {tuple(logits.shape)}.")

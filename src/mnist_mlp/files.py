@@ -1,4 +1,4 @@
-"""Where this repository's files are, and how they are written: whole or not at all."""
+"""Where the repository is, and how its files are read and written safely."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def repo_root() -> Path:
-    """Return the repository that contains this package, else the working directory."""
+    """Return the folder of the repository, or the working directory for an installed package."""
     root = Path(__file__).parents[2]
     if (root / "pyproject.toml").exists():
         return root
@@ -18,10 +18,14 @@ def repo_root() -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it replaces `path` in one step.
+    """Yield a temporary path in the same folder; after the block, it replaces `path` in one step.
 
-    Whatever happens, even a power loss, `path` has either its old content or the whole new
+    Whatever happens, even a power loss, `path` has either its old content or the complete new
     content. If several processes write at once, the last one wins.
+
+    Example:
+        >>> with atomic_write(Path("notes.txt")) as temporary:
+        ...     temporary.write_text("complete, or not there")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -29,8 +33,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         yield temporary
 
-        # Without this, a power loss could leave the new name with no content.
-        with temporary.open("r+b") as file:  # Windows flushes only files open for writing
+        # Without this, a power loss could leave an empty file under the new name. Windows only
+        # flushes files that are open for writing.
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
 
         os.replace(temporary, path)
@@ -39,21 +44,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict, indent: int | None = 1) -> None:
-    """Write an object as a .json file, atomically."""
+    """Write a dict as a .json file, atomically."""
     with atomic_write(path) as file:
         file.write_bytes(json.dumps(content, indent=indent).encode() + b"\n")
 
 
 def read_json(path: Path, schema: dict[str, type]) -> dict:
-    """Return the object in a .json file.
+    """Return the dict in a .json file.
 
     Args:
         path: The file.
-        schema: The entries that it must have at least, each with its type.
+        schema: The type of each entry that the dict must have.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds something else, or numbers that are not finite.
+        ValueError: The file does not hold such a dict, or holds a number that is not finite.
     """
     try:
         content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)

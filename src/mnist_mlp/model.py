@@ -6,9 +6,12 @@ from torch.nn import functional as F
 
 
 class EnhancedNet(nn.Module):
-    """Fully connected network 784-512-256-128-64-`classes` with ReLU between its five layers.
+    """A fully connected network with five layers and ReLU between them: 784-512-256-128-64-10.
 
     With ten classes it has 575,050 parameters, named `layer1.weight`, ..., `layer5.bias`.
+
+    Args:
+        classes: The number of classes, and of outputs.
     """
 
     def __init__(self, classes: int = 10):
@@ -22,7 +25,8 @@ class EnhancedNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 of shape (N, classes).
 
-        `images`: normalised float32 of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28).
+        Args:
+            images: Normalised images, float32 of shape (N, 784), (N, 28, 28) or (N, 1, 28, 28).
         """
         x = images.flatten(1)
         x = F.relu(self.layer1(x))
@@ -33,10 +37,16 @@ class EnhancedNet(nn.Module):
 
     @torch.inference_mode()
     def predict_proba(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the class probabilities, float32 of shape (N, classes); each row sums to 1.
+        """Return the class probabilities, float32 of shape (N, classes).
 
-        `images`: as for `forward`. The softmax is here because the cross-entropy loss takes
-        logits. Raises TypeError for integer images and ValueError for another shape.
+        The softmax is here and not in `forward`, because the cross-entropy loss takes logits.
+
+        Args:
+            images: As for `forward`.
+
+        Raises:
+            TypeError: The images are integers, so they are not normalised.
+            ValueError: They have another shape.
         """
         if not images.is_floating_point():
             raise TypeError(
@@ -44,7 +54,10 @@ class EnhancedNet(nn.Module):
                 "For MNIST's uint8 images use (images / 255 - 0.1307) / 0.3081."
             )
         if images.shape[1:].numel() != 28 * 28:
-            hint = "; use images[None] for one image" if images.numel() == 28 * 28 else ""
-            found = f"found {tuple(images.shape)}{hint}."
-            raise ValueError(f"images must have the shape (N, 784) or (N, 28, 28), {found}")
+            is_single_image = images.numel() == 28 * 28
+            hint = " Use images[None] for a single image." if is_single_image else ""
+            raise ValueError(
+                "images must have the shape (N, 784) or (N, 28, 28), "
+                f"found {tuple(images.shape)}.{hint}"
+            )
         return self(images).softmax(dim=1)

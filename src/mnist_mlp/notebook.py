@@ -1,4 +1,4 @@
-"""What only a notebook needs: parameters, outputs, the log of runs, live curves."""
+"""Helpers for notebooks: parameters, output files, a log of runs, live curves."""
 
 import ast
 import html
@@ -23,70 +23,85 @@ from mnist_mlp.files import repo_root
 from mnist_mlp.plots import training_metrics
 from mnist_mlp.recipe import History, Recipe
 
-DRAWING_SHARE = 0.02  # of the training time that drawing live curves may take
+DRAWING_SHARE = 0.02  # how much of a training's time may go into drawing live curves
 
 
 def check_parameters() -> None:
     """Check the parameters that papermill has injected, and that outputs can be written.
 
-    `papermill -p NAME VALUE` adds a cell after the one with the parameters, and only warns about
-    an unknown name. The output folders are checked now, not after the training.
-
     Raises:
         NameError: A parameter is unknown.
         OSError: The outputs cannot be written.
     """
+    # A folder that cannot be written to must not be noticed only after the training.
     output_path("models/enhanced_model.pth")
     output_path("figures/training_metrics.png")
 
-    cells = get_ipython().user_ns["In"]
-    for cell, injected in pairwise(cells):
-        if not injected.startswith("# Parameters\n"):
+    # `papermill -p NAME VALUE` adds a cell after the one that declares the parameters. If no
+    # parameter has this name, papermill only warns.
+    executed_cells = get_ipython().user_ns["In"]
+    for declaring_cell, injected_cell in pairwise(executed_cells):
+        if not injected_cell.startswith("# Parameters\n"):
             continue
-        known = assigned_names(cell)
-        for name in assigned_names(injected):
-            if name not in known:
-                raise NameError(f"unknown parameter {name!r}: expected one of {', '.join(known)}.")
+
+        known_names = assigned_names(declaring_cell)
+        for name in assigned_names(injected_cell):
+            if name not in known_names:
+                raise NameError(
+                    f"unknown parameter {name!r}: expected one of {', '.join(known_names)}."
+                )
 
 
 def assigned_names(source: str) -> list[str]:
-    """Return the names that a cell assigns to."""
-    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    targets = [assignment.targets[0] for assignment in assignments]
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+    """Return the names to which a cell assigns values."""
+    names = []
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            names.append(statement.targets[0].id)
+    return names
 
 
 def banner(splits: Splits) -> HTML:
     """Return a line that says which data set was loaded, so that nobody mistakes it for MNIST."""
-    count = len(splits.train) + len(splits.validation) + len(splits.test)
+    n_images = len(splits.train) + len(splits.validation) + len(splits.test)
     if splits.name == "mnist":
-        return HTML(f"<b>Data: MNIST</b>, {count:,} images, every file verified by its SHA-256.")
+        return HTML(f"<b>Data: MNIST</b>, {n_images:,} images, every file verified by its SHA-256.")
+
     return HTML(
         '<div style="border: 4px solid #D55E00; padding: 12px; font-size: 120%; color: #D55E00">'
         f"<b>NOT MNIST. Every number and figure below is about <code>{splits.name}</code>, "
-        f"{count:,} images.</b><br>{html.escape(splits.warning)}</div>"
+        f"{n_images:,} images.</b><br>{html.escape(splits.warning)}</div>"
     )
 
 
 def output_path(name: str) -> Path:
-    """Return where to write a file, in the repository or in `$MNIST_MLP_OUTPUT`.
+    """Return the path for a file to be written, in `$MNIST_MLP_OUTPUT` or else the repository.
+
+    The folder is created if it does not exist.
+
+    Args:
+        name: The path within the repository, such as "models/enhanced_model.pth".
 
     Raises:
-        OSError: Its folder cannot be written to.
+        OSError: The folder cannot be written to.
     """
-    path = Path(os.environ.get("MNIST_MLP_OUTPUT") or repo_root()) / name
-    probe = path.parent / f".{path.name}.probe"
+    root = os.environ.get("MNIST_MLP_OUTPUT") or repo_root()
+    path = Path(root) / name
+
+    # Permissions do not tell whether a disk is read-only, so try it.
+    probe = path.with_name(f".{path.name}.probe")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.write_text("?")
         probe.unlink()
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}. Make its folder writable.") from error
+
     return path
 
 
 def published(name: str) -> Path:
-    """Return the path of a file of the repository, for example "models/conv_net.pth"."""
+    """Return the path of a file in the repository, such as "models/conv_net.pth"."""
     return repo_root() / name
 
 
@@ -96,18 +111,24 @@ def save_figure(name: str) -> None:
 
 
 class Outputs:
-    """The files of one training.
+    """The files that one training writes.
 
     A complete training with the published recipe on MNIST writes the published files. Any other
-    one adds "-tweaked" or the name of its data set to their names.
+    training writes files of its own: "-tweaked" or the name of the data set is added to the name.
+
+    Attributes:
+        published: Whether this training writes the published files.
+        suffix: What is added to the names of the files: "", "-tweaked" or, for example, "-digits".
     """
 
     def __init__(self, splits: Splits, history: History):
         self.splits = splits
         self.history = history
 
-        is_default = history.recipe == Recipe() and not history.stopped
-        self.published = splits.name == "mnist" and is_default
+        is_complete = not history.stopped
+        is_default = history.recipe == Recipe()
+        self.published = splits.name == "mnist" and is_default and is_complete
+
         if self.published:
             self.suffix = ""
         elif splits.name == "mnist":
@@ -116,11 +137,11 @@ class Outputs:
             self.suffix = f"-{splits.name}"
 
     def save_figure(self, name: str) -> None:
-        """Save the current figure as `figures/NAME.png`, with the suffix if there is one."""
+        """Save the current figure as `figures/NAME.png`, with the suffix after the name."""
         save_figure(f"{name}{self.suffix}")
 
     def save_model(self, model: nn.Module, test: Evaluation) -> Path:
-        """Save the weights, with a card that says how they were made; return their path."""
+        """Save the weights and a card that records how they were made; return the weights' path."""
         path = output_path(f"models/enhanced_model{self.suffix}.pth")
         history = self.history
         save_weights(
@@ -143,7 +164,12 @@ class Outputs:
 def comparison_table(
     before: Mapping[str, Evaluation], after: Mapping[str, Evaluation]
 ) -> pd.DataFrame:
-    """Return the accuracy of two models on the same data sets, which are given by name."""
+    """Return a table that compares two models, one row per data set.
+
+    Args:
+        before: The evaluations of the first model, by the name of the data set.
+        after: Those of the second model, on the same images and under the same names.
+    """
     rows = {}
     for name in before:
         difference = compare(before[name].correct, after[name].correct)
@@ -157,7 +183,7 @@ def comparison_table(
 
 @dataclass
 class Run:
-    """One training of a notebook: its settings, its history, and its evaluation."""
+    """One training in a notebook: its settings, its history and its evaluation."""
 
     dataset: str
     settings: dict
@@ -166,40 +192,33 @@ class Run:
 
 
 class RunLog:
-    """The trainings of a notebook, each evaluated on the validation set, to be compared."""
+    """The trainings in a notebook, to be compared on the validation set."""
 
     def __init__(self):
         self._runs: dict[str, Run] = {}
 
     def add(self, dataset: str, history: History, validation: Evaluation) -> None:
         """Add a run. It replaces an earlier run of the same recipe on the same data set."""
-        settings = {"dataset": dataset, **history.recipe.asdict()}
+        settings = {"dataset": dataset}
+        settings.update(history.recipe.asdict())
         if history.stopped:
             settings["epochs"] = f"{len(history.epochs)} of {settings['epochs']}"
+
         self._runs[repr(settings)] = Run(dataset, settings, history, validation)
 
     def clear(self) -> None:
-        """Forget all runs; the next one is the first."""
+        """Remove all runs; the next one is the first."""
         self._runs.clear()
 
     def histories(self) -> dict[str, History]:
-        """Return the history of each run by its name: what it changes in the first recipe."""
-        return dict(zip(self._names(), [run.history for run in self._runs.values()], strict=True))
-
-    def _names(self) -> list[str]:
-        names = []
-        runs = list(self._runs.values())
-        for number, run in enumerate(runs, start=1):
-            first = runs[0].settings
-            changes = [f"{k}={v}" for k, v in run.settings.items() if v != first[k]]
-            names.append(f"run {number} ({', '.join(changes)})" if changes else f"run {number}")
-        return names
+        """Return the history of each run by its name, which says how it differs from the first."""
+        return {name: run.history for name, run in self._named_runs().items()}
 
     def table(self) -> pd.DataFrame:
-        """Return the comparison of each run with the first on its data set."""
-        first_on: dict[str, Evaluation] = {}
+        """Return a table that compares each run with the first run on the same data set."""
+        first_runs: dict[str, Run] = {}
         rows = {}
-        for name, run in zip(self._names(), self._runs.values(), strict=True):
+        for name, run in self._named_runs().items():
             row = {
                 "epochs": len(run.history.epochs),
                 "seconds": f"{run.history.seconds:.0f}",
@@ -207,30 +226,54 @@ class RunLog:
                 "difference to the first run, in points [95%]": "",
                 "verdict": "",
             }
-            if run.dataset in first_on:
-                comparison = compare(first_on[run.dataset].correct, run.validation.correct)
+
+            if run.dataset in first_runs:
+                first_correct = first_runs[run.dataset].validation.correct
+                comparison = compare(first_correct, run.validation.correct)
                 row["difference to the first run, in points [95%]"] = str(comparison)
                 row["verdict"] = comparison.verdict
             else:
-                first_on[run.dataset] = run.validation
+                first_runs[run.dataset] = run
+
             rows[name] = row
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    def _named_runs(self) -> dict[str, Run]:
+        runs = list(self._runs.values())
+        named_runs = {}
+        for number, run in enumerate(runs, start=1):
+            changes = []
+            for setting, value in run.settings.items():
+                if value != runs[0].settings[setting]:
+                    changes.append(f"{setting}={value}")
 
-runs = RunLog()  # in a module and not in the notebook, so that "Run all cells" keeps it
+            name = f"run {number}"
+            if changes:
+                name += f" ({', '.join(changes)})"
+            named_runs[name] = run
+        return named_runs
+
+
+# Here and not in a cell, so that "Run all cells" does not empty it.
+runs = RunLog()
 
 
 def live_curves(earlier: Mapping[str, History] | None = None) -> Callable[[History], None]:
     """Return a function for `fit(on_epoch=...)` that shows the curves so far in a notebook.
 
-    Drawing takes at most a fiftieth of the time. After the last epoch the figure disappears,
-    because the notebook draws the final one; it stays if the training is interrupted. Outside of
-    a notebook nothing is shown.
+    Epochs are skipped so that drawing takes about 2% of the time. After the last epoch the figure
+    disappears, because the notebook draws the final one. It stays if the training is interrupted.
+    Outside a notebook nothing is shown.
 
     Args:
-        earlier: The histories of other runs by name, drawn underneath.
+        earlier: The histories of other runs by name, drawn below this one.
+
+    Example:
+        >>> watch = live_curves(runs.histories())
+        >>> fit(model, splits.train, splits.validation, recipe, on_epoch=watch)
     """
-    if getattr(get_ipython(), "kernel", None) is None:
+    is_in_notebook = getattr(get_ipython(), "kernel", None) is not None
+    if not is_in_notebook:
         return lambda history: None
 
     handle = display(HTML(""), display_id=True)
@@ -240,15 +283,21 @@ def live_curves(earlier: Mapping[str, History] | None = None) -> Callable[[Histo
     def draw(history: History) -> None:
         nonlocal drawing_seconds
         start = time.perf_counter()
-        if len(history.epochs) == history.recipe.epochs:
+
+        is_last_epoch = len(history.epochs) == history.recipe.epochs
+        if is_last_epoch:
             handle.update(HTML(""))
             return
+
         if drawing_seconds > DRAWING_SHARE * (start - began):
             return
 
-        axes = training_metrics({**(earlier or {}), "this run": history})
-        handle.update(axes[0].figure)
-        plt.close(axes[0].figure)
+        curves = dict(earlier or {})
+        curves["this run"] = history
+        axes = training_metrics(curves)
+        figure = axes[0].figure
+        handle.update(figure)
+        plt.close(figure)  # else the cell would show it a second time when it ends
         drawing_seconds += time.perf_counter() - start
 
     return draw

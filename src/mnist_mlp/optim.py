@@ -9,15 +9,15 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the hidden weight matrices; AdamW for the last matrix and all biases.
+    """Muon for the hidden weight matrices, AdamW for the last matrix and all biases.
 
-    Muon orthogonalises the momentum of a matrix, so that all directions of its gradient count
-    alike. A convolution counts as the matrix of its filters.
+    Muon orthogonalises the momentum of a weight matrix, so that the update is equally large in all
+    directions. The filters of a convolution are the rows of its matrix.
 
     Args:
         params: The parameters, in the order of the layers.
-        lr: The learning rate of Muon. AdamW's is a sixteenth of it.
-        weight_decay: The decoupled weight decay of both.
+        lr: The learning rate of Muon. AdamW uses a sixteenth of it.
+        weight_decay: The decoupled weight decay of Muon and AdamW.
         bfloat16: Whether to orthogonalise in bfloat16.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
@@ -27,17 +27,17 @@ class Muon(torch.optim.Optimizer):
         self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, bfloat16: bool = False
     ):
         params = list(params)
-        matrices = [p for p in params if p.ndim >= 2]
-        biases = [p for p in params if p.ndim < 2]
+        matrices = [parameter for parameter in params if parameter.ndim >= 2]
+        biases = [parameter for parameter in params if parameter.ndim < 2]
 
         self.bfloat16 = bfloat16
         self.adamw = torch.optim.AdamW(
             [matrices[-1], *biases], lr=lr / 16, weight_decay=weight_decay, fused=True
         )
-        hidden = {"params": matrices[:-1], "lr": lr, "weight_decay": weight_decay}
+        muon_group = {"params": matrices[:-1], "lr": lr, "weight_decay": weight_decay}
 
-        # The second group is AdamW's own: a schedule that changes ours changes AdamW's.
-        super().__init__([hidden, *self.adamw.param_groups], {"momentum": 0.95})
+        # AdamW's groups are shared, so that a schedule that changes our rates changes AdamW's too.
+        super().__init__([muon_group, *self.adamw.param_groups], {"momentum": 0.95})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -53,69 +53,94 @@ class Muon(torch.optim.Optimizer):
             state = self.state[weight]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(weight)
-            average = state["momentum"]
-            average.lerp_(weight.grad, 1 - momentum)
+            average_gradient = state["momentum"]
+            average_gradient.lerp_(weight.grad, 1 - momentum)
 
-            update = weight.grad.lerp(average, momentum).flatten(1)  # Nesterov momentum
+            # Nesterov momentum looks one step ahead.
+            direction = weight.grad.lerp(average_gradient, momentum).flatten(1)
             if self.bfloat16:
-                update = update.bfloat16()
-            rows, columns = update.shape
-            scale = math.sqrt(max(1, rows / columns))
+                direction = direction.bfloat16()
+            direction = newton_schulz(direction)
+
+            # As in the source, a matrix with more rows than columns takes larger steps.
+            rows, columns = direction.shape
+            step_size = learning_rate * math.sqrt(max(1, rows / columns))
 
             weight.mul_(1 - learning_rate * group["weight_decay"])
-            weight.add_(newton_schulz(update).view_as(weight), alpha=-learning_rate * scale)
+            weight.add_(direction.view_as(weight), alpha=-step_size)
 
         self.adamw.step()
 
     def state_dict(self) -> dict:
-        """Return the state of both optimizers."""
+        """Return the state of Muon and AdamW."""
         return {**super().state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore a `state_dict`."""
+        """Restore what `state_dict` returned."""
         self.adamw.load_state_dict(state["adamw"])
-        super().load_state_dict({name: state[name] for name in ("state", "param_groups")})
-        self.adamw.param_groups = self.param_groups[1:]  # shared again
+        muon_state = {"state": state["state"], "param_groups": state["param_groups"]}
+        super().load_state_dict(muon_state)
+
+        # Loading replaces the groups: share them again.
+        self.adamw.param_groups = self.param_groups[1:]
 
 
 def newton_schulz(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
-    """Return an approximation of U V^T, where U S V^T is the singular value decomposition.
+    """Return an approximation of U V^T, where U S V^T is the matrix's singular value decomposition.
 
-    Three iterations train as well here as the usual five. `torch.optim.Muon` always computes in
-    bfloat16, which is slow without hardware for it; this keeps the dtype of the matrix.
+    Each iteration applies the polynomial a x + b x^3 + c x^5 to all singular values, which drives
+    them towards 1. Three iterations train as well here as the usual five.
+
+    The result has the dtype of the matrix. (`torch.optim.Muon` always computes in bfloat16, which
+    is slow without hardware for it.)
+
+    Args:
+        matrix: float32 or bfloat16 of shape (rows, columns).
+        iterations: How often to apply the polynomial.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
-    is_wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if is_wide else matrix.T
+    a, b, c = 3.4445, -4.775, 2.0315
+
+    # The products are smaller if the matrix has at most as many rows as columns.
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
     x = x / x.norm().clamp(min=1e-7)
 
     for _ in range(iterations):
         gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
-        x = torch.addmm(x, polynomial, x, beta=3.4445)
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.addmm(x, polynomial, x, beta=a)  # a x + polynomial x
 
-    return x if is_wide else x.T
+    return x.T if is_tall else x
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Return a learning rate that rises to the optimizer's own and then falls to almost 0.
+    """Return a learning rate that rises to the optimizer's rate and then falls to almost 0.
 
-    The momentum falls and rises again, if the optimizer has one.
+    The momentum, if the optimizer has one, falls and rises again.
+
+    Args:
+        optimizer: Its learning rates become the peaks of the schedule.
+        total_steps: The number of steps of the whole training.
+
     Source: Smith & Topin, "Super-convergence", 2018.
     """
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peak_rates = [group["lr"] for group in optimizer.param_groups]
     has_momentum = "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
-    return OneCycleLR(optimizer, peaks, total_steps=total_steps, cycle_momentum=has_momentum)
+    return OneCycleLR(optimizer, peak_rates, total_steps=total_steps, cycle_momentum=has_momentum)
 
 
-def constant(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Return a learning rate that stays the optimizer's own."""
+def constant_rate(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+    """Return a learning rate that stays the optimizer's rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def bfloat16_units() -> str:
-    """Return the CPU's units for matrix products in bfloat16: "AMX", "AVX-512 BF16" or "none".
+    """Return how the CPU multiplies bfloat16 matrices: with "AMX", "AVX-512 BF16" or "none".
 
-    "none" also if torch is told not to use them (`ATEN_CPU_CAPABILITY=avx2`).
+    "none" means that the CPU has no instructions for it, or that torch must not use them
+    (`ATEN_CPU_CAPABILITY=avx2`).
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return "none"
@@ -129,7 +154,7 @@ def bfloat16_units() -> str:
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
-    """Return whether the device has units for products in bfloat16; emulation is slow."""
+    """Return whether the device multiplies bfloat16 matrices in hardware; emulation is slow."""
     device_type = torch.device(device).type
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -1,4 +1,4 @@
-"""One function per figure: it takes data, draws on `ax` or a new figure and returns the axes."""
+"""The figures. Each function draws on the given axes or on a new figure, and returns the axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ GREY = "#999999"
 
 
 def use_style() -> None:
-    """Use the project's style for all figures of this process."""
+    """Draw all figures of this process in the project's style."""
     plt.style.use(Path(__file__).with_name("mnist_mlp.mplstyle"))
 
 
 def new_axes(width: float, height: float) -> Axes:
-    """Return the axes of a new figure, sized in inches."""
+    """Return the axes of a new figure of this size in inches."""
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
 
@@ -32,21 +32,31 @@ def new_axes(width: float, height: float) -> Axes:
 def sample_grid(
     images: torch.Tensor, captions: Sequence[str], columns: int = 10, ax: Axes | None = None
 ) -> Axes:
-    """Draw images, of shape (N, 28, 28), in rows, each under its caption."""
+    """Draw images in rows, each under its caption.
+
+    Args:
+        images: uint8 or float of shape (N, 28, 28).
+        captions: A text for each image.
+        columns: The number of images in a row.
+        ax: Where to draw.
+    """
     rows = math.ceil(len(images) / columns)
     caption_lines = 1 + max(caption.count("\n") for caption in captions)
     caption_height = 7 * caption_lines
-    pitch = 28 + 3 + caption_height  # pixels from one row of images to the next
-    ax = ax or new_axes(columns, rows * pitch / 31)
+
+    # The distance from one image to the next, in pixels of the images.
+    column_width = 28 + 3
+    row_height = 28 + 3 + caption_height
+    ax = ax or new_axes(columns, rows * row_height / column_width)
 
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        left = 31 * (i % columns)
-        top = pitch * (i // columns)
+        left = column_width * (i % columns)
+        top = row_height * (i // columns)
         ax.imshow(image.numpy(), cmap="gray_r", extent=(left, left + 28, top + 28, top), vmin=0)
         ax.text(left + 14, top - 1.5, caption, ha="center", va="bottom", fontsize=9)
 
-    ax.set_xlim(-1, 31 * columns - 2)
-    ax.set_ylim(rows * pitch - caption_height - 2, -caption_height - 2)
+    ax.set_xlim(-1, column_width * columns - 2)
+    ax.set_ylim(rows * row_height - caption_height - 2, -caption_height - 2)
     ax.set_axis_off()
     return ax
 
@@ -54,7 +64,7 @@ def sample_grid(
 def class_balance(
     labels: Mapping[str, torch.Tensor], classes: Sequence[str], ax: Axes | None = None
 ) -> Axes:
-    """Draw each class's share of each split.
+    """Draw which fraction of each split belongs to each class.
 
     Args:
         labels: The labels of each split by its name, int64 of shape (N,).
@@ -70,7 +80,9 @@ def class_balance(
         shares = counts / len(labels_of_split)
         tallest = max(tallest, float(shares.max()))
 
-        x = np.arange(len(classes)) + (i - (len(labels) - 1) / 2) * width
+        # The bars of a class stand side by side, centred on its tick.
+        offset = (i - (len(labels) - 1) / 2) * width
+        x = np.arange(len(classes)) + offset
         ax.bar(x, shares.numpy(), width * 0.92, label=f"{name} ({len(labels_of_split):,})")
 
     ax.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1)
@@ -83,7 +95,15 @@ def class_balance(
 
 
 def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = None) -> np.ndarray:
-    """Draw loss and accuracy per epoch for each run by name, on two axes, the last run on top."""
+    """Draw the loss and the accuracy of each epoch, on two axes.
+
+    Args:
+        runs: The history of each run by its name. The last one is drawn on top.
+        axes: Where to draw the loss and the accuracy.
+
+    Returns:
+        Both axes.
+    """
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     loss_axes, accuracy_axes = axes
@@ -104,10 +124,11 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
 
     loss_axes.set(ylabel="cross-entropy (nats, log scale)", yscale="log")
 
-    # The lower half of the axis of accuracies is for the largest error at the end of a run.
-    last = [history.epochs[-1]["accuracy"] for history in runs.values() if history.epochs]
-    worst = max(0.03, 1 - min(last, default=0))
-    accuracy_axes.set(ylabel="accuracy", ylim=(max(0, 1 - 3 * worst), 1.003))
+    # The first epochs may be far below: an axis that showed them would squeeze all others.
+    nonempty = [history for history in runs.values() if history.epochs]
+    final_accuracies = [history.epochs[-1]["accuracy"] for history in nonempty]
+    largest_error = max(0.03, 1 - min(final_accuracies, default=0))
+    accuracy_axes.set(ylabel="accuracy", ylim=(max(0, 1 - 3 * largest_error), 1.003))
     accuracy_axes.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy_axes.legend(loc="lower right", fontsize=9)
     return np.asarray(axes)
@@ -116,14 +137,22 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
 def probabilities(
     image: torch.Tensor, probability: torch.Tensor, classes: Sequence[str], ax: Axes | None = None
 ) -> Axes:
-    """Draw one image, of shape (28, 28), beside the probability of each class."""
+    """Draw an image beside a bar for the probability of each class.
+
+    Args:
+        image: uint8 or float of shape (28, 28).
+        probability: float of shape (classes,).
+        classes: The name of each class.
+        ax: Where to draw.
+    """
     ax = ax or new_axes(7.5, 3.2)
     heights = probability.numpy()
     tallest = heights.max()
 
     colours = [ORANGE if height == tallest else BLUE for height in heights]
     bars = ax.bar(range(len(classes)), heights, color=colours)
-    ax.bar_label(bars, [f"{h:.1%}" if h >= 0.001 else "" for h in heights], fontsize=9)
+    bar_texts = [f"{height:.1%}" if height >= 0.001 else "" for height in heights]
+    ax.bar_label(bars, bar_texts, fontsize=9)
 
     ax.set_xticks(range(len(classes)), classes)
     ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * tallest))
@@ -139,7 +168,14 @@ def probabilities(
 def confusion_matrix(
     confusion: np.ndarray, classes: Sequence[str], errors_only: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """Draw a confusion matrix with the true classes as rows; with `errors_only` no diagonal."""
+    """Draw a confusion matrix. Rows are true classes, columns predicted ones.
+
+    Args:
+        confusion: Counts of shape (classes, classes).
+        classes: The name of each class.
+        errors_only: Whether to leave out the diagonal, so that the colours show the errors.
+        ax: Where to draw.
+    """
     ax = ax or new_axes(5.6, 5.4)
     shown = confusion.copy()
     colours = "Blues"
@@ -148,7 +184,7 @@ def confusion_matrix(
         colours = "Oranges"
 
     ax.imshow(shown, cmap=colours, vmin=0, vmax=max(1, shown.max()))
-    for row, column in zip(*shown.nonzero(), strict=True):
+    for row, column in np.argwhere(shown):
         count = shown[row, column]
         colour = "white" if count > 0.6 * shown.max() else "black"
         ax.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
@@ -165,7 +201,9 @@ def confusion_matrix(
 def misclassified_gallery(
     evaluation: Evaluation, images: torch.Tensor, count: int = 20, ax: Axes | None = None
 ) -> Axes:
-    """Draw the misclassified images, the most confident first: true -> predicted, probability.
+    """Draw the misclassified images, the most confident ones first.
+
+    Each caption is the true class, an arrow, the predicted class and its probability.
 
     Args:
         evaluation: The evaluation of a model.

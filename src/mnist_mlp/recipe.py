@@ -1,7 +1,8 @@
 """Recipe: every hyperparameter of a training. History: the metrics of the training."""
 
+import dataclasses
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,32 +17,35 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The hyperparameters of a training; the defaults are those of the published weights.
+    """The hyperparameters of a training. The defaults are those of the published weights.
 
     All values are plain, so that `Recipe(**recipe.asdict()) == recipe`. Your own optimizer,
-    schedule, loss or augmentation is an argument of `fit`. `dataclasses.replace(recipe, seed=1)`
-    returns a recipe with another seed.
+    schedule, loss or augmentation is an argument of `fit`.
 
     Raises:
-        TypeError: A field has a value of another type, or is unknown.
+        TypeError: A value has the wrong type, or a field is unknown.
         ValueError: A value is out of range.
+
+    Example:
+        >>> recipe = Recipe(epochs=5, augment_strength=0.0)
+        >>> other_seed = dataclasses.replace(recipe, seed=1)
     """
 
     epochs: int = 45
     batch_size: int = 512
     learning_rate: float = 0.005  # the peak of the schedule
     weight_decay: float = 0.01  # decoupled, as in AdamW
-    label_smoothing: float = 0.0  # the share of the target that all classes have in common
-    ema_decay: float = 0.998  # of the exponential moving average of the weights, 0 for none
-    augment_strength: float = 1.0  # of the random warps of the training images, 0 for none
+    label_smoothing: float = 0.0  # how much of the target is spread evenly over the classes
+    ema_decay: float = 0.998  # of the exponential moving average of the weights; 0: no average
+    augment_strength: float = 1.0  # of the random warps of the training images; 0: no warps
     elastic_strength: float = 1.0  # of the elastic part of the warps, relative to the rest
     optimizer: str = "adamw"  # or "muon", with a learning rate ten times as large
     schedule: str = "one-cycle"  # or "constant"
-    select: str = "best epoch"  # the one with the highest validation accuracy; or "last epoch"
-    distillation_temperature: float = 4.0  # used only where there are teacher logits
-    precision: str = "auto"  # of the matrix products; "auto" is bfloat16 where there are units
-    device: str | None = None  # where to train, for example "cuda"; None: where the model is
-    seed: int = 0  # of the order and the warps of the images, not of the initial weights
+    select: str = "best epoch"  # by validation accuracy; or "last epoch"
+    distillation_temperature: float = 4.0  # used only with teacher logits
+    precision: str = "auto"  # of the matrix products; "auto": bfloat16 if the hardware has it
+    device: str | None = None  # where to train, such as "cuda"; None: where the model is
+    seed: int = 0  # of the order and warps of the images, not of the initial weights
 
     def __post_init__(self):
         _check_whole("epochs", self.epochs, at_least=1)
@@ -61,11 +65,12 @@ class Recipe:
         _check_whole("seed", self.seed, at_least=0)
 
     def asdict(self) -> dict[str, Any]:
-        """Return all fields with their values, for a record; NumPy's numbers as Python's."""
-        return {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in asdict(self).items()
-        }
+        """Return all fields with their values, with NumPy's numbers as Python's."""
+        fields = dataclasses.asdict(self)
+        for name, value in fields.items():
+            if isinstance(value, np.generic):
+                fields[name] = value.item()
+        return fields
 
     def diff_from_default(self) -> dict[str, Any]:
         """Return the fields that differ from the published recipe."""
@@ -80,14 +85,16 @@ class History:
     Attributes:
         recipe: The hyperparameters.
         precision: The precision of the matrix products in the training, "float32" or "bfloat16".
-        epochs: One dict per epoch, with these entries. `loss` and `accuracy` are measured on the
-            augmented training images while training, before each update. `validation_loss` and
-            `validation_accuracy` are those of the averaged weights. `learning_rate` is that at
-            the end of the epoch; `seconds` its duration. Losses are means over the examples in
-            nats; accuracies are from 0 to 1.
-        best_epoch: The epoch, counted from 1, whose averaged weights the model has; 0 if none was
-            completed.
-        stopped: Where the training was stopped early, or "".
+        epochs: The metrics of each epoch, a dict per epoch:
+            `loss` and `accuracy` are measured on the augmented training images while training,
+            before each update.
+            `validation_loss` and `validation_accuracy` are those of the averaged weights.
+            `learning_rate` is the rate at the end of the epoch.
+            `seconds` is the duration of the epoch.
+            Losses are means over the examples, in nats. Accuracies are from 0 to 1.
+        best_epoch: The epoch whose averaged weights the model has. The first epoch is 1; 0 means
+            that no epoch is complete.
+        stopped: Where the training was stopped early, such as "after epoch 3 of 45"; else "".
     """
 
     recipe: Recipe
@@ -98,12 +105,12 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, validation included."""
+        """The duration of the training in seconds, including validation."""
         return sum(epoch["seconds"] for epoch in self.epochs)
 
     @property
     def validation_accuracy(self) -> float:
-        """Validation accuracy, from 0 to 1, of the weights that the model has."""
+        """The validation accuracy, from 0 to 1, of the weights that the model has."""
         if self.best_epoch == 0:
             return 0.0
         return self.epochs[self.best_epoch - 1]["validation_accuracy"]
@@ -143,7 +150,7 @@ def _check_choice(name: str, value, choices: tuple[str, ...]) -> None:
     expected = " or ".join(repr(choice) for choice in choices)
     if callable(value):
         raise TypeError(
-            f"{name} must be {expected}, found {value!r}. Give your own to fit: {name}=..."
+            f"{name} must be {expected}, found {value!r}. Use fit(..., {name}=...) for your own."
         )
     _check_type(name, value, str, expected)
     if value not in choices:
@@ -155,6 +162,7 @@ def _check_device(value) -> None:
         return
     expected = "None or a device such as 'cpu', 'cuda' or 'cuda:1'"
     _check_type("device", value, str, expected)
-    device_type, _, index = value.partition(":")
-    if device_type not in DEVICES or (":" in value and not index.isdigit()):
+    device_type, colon, index = value.partition(":")
+    is_valid_index = index.isdigit() if colon else True
+    if device_type not in DEVICES or not is_valid_index:
         raise ValueError(f"device must be {expected}, found {value!r}.")

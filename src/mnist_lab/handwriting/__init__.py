@@ -1,1 +1,1 @@
-"""Your own digits: pictures made into images like MNIST's, synthetic handwriting, a pad, ONNX."""
+"""Your own digits: pictures to images like MNIST's, synthetic handwriting, a drawing pad, ONNX."""

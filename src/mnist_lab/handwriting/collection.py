@@ -1,4 +1,4 @@
-"""A folder with pictures of one digit each, to be classified, labelled and learned from."""
+"""A folder of pictures with one digit each, to classify, to label and to learn from."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,13 +14,17 @@ from mnist_mlp.data import normalise
 
 
 class Pictures:
-    """The pictures in `folder`, or, if that is "", 200 samples that are drawn into `samples`.
+    """The pictures in a folder, and the images that the network sees of them.
+
+    Args:
+        folder: The folder. If it is "", 200 synthetic photos are written and used instead.
+        samples: The folder for these synthetic photos. `save_labelled` writes next to it.
 
     Attributes:
-        paths: The files.
-        images: What the network sees of them, uint8 of shape (N, 28, 28).
-        inputs: The same, normalised.
-        known: The digits of the samples by the names of their files; empty for other pictures.
+        paths: The files, sorted by name, without hidden ones.
+        images: One image per file, uint8 of shape (N, 28, 28).
+        inputs: The same images, normalised: float32.
+        known: The true digit of each synthetic photo, by file name; empty for other pictures.
 
     Raises:
         FileNotFoundError: The folder holds no pictures.
@@ -30,7 +34,7 @@ class Pictures:
         self.samples = samples
         self.known: dict[str, str] = {}
         if not folder:
-            self.known = {path.name: digit for path, digit in write_samples(samples, 20)}
+            self.known = {path.name: digit for path, digit in write_samples(samples, each=20)}
             folder = samples
 
         files = [path for path in Path(folder).iterdir() if path.is_file()]
@@ -42,16 +46,32 @@ class Pictures:
         self.inputs = normalise(self.images)
 
     def photos(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the pictures themselves as grey values of shape (H, W)."""
-        pictures = [ImageOps.exif_transpose(Image.open(self.paths[i])) for i in indices]
-        return [np.asarray(picture.convert("L")) for picture in pictures]
+        """Return the original pictures at these indices, as grey values of shape (H, W)."""
+        photos = []
+        for index in indices:
+            upright = ImageOps.exif_transpose(Image.open(self.paths[index]))
+            photos.append(np.asarray(upright.convert("L")))
+        return photos
 
     def labels(self, predicted: torch.Tensor, corrections: Mapping[str, str]) -> list[str]:
-        """Return each picture's digit: corrected, or known, or else the predicted one."""
+        """Return the label of each picture.
+
+        It is the correction if there is one, else the known digit of a synthetic photo, else the
+        predicted digit.
+
+        Args:
+            predicted: The predicted digits, integers of shape (N,).
+            corrections: True digits by file name.
+
+        Raises:
+            ValueError: `corrections` names a file that is not in the folder.
+        """
         names = [path.name for path in self.paths]
-        unknown = corrections.keys() - names
+        unknown = sorted(corrections.keys() - names)
         if unknown:
-            raise ValueError(f"corrections of files that are not there: {', '.join(unknown)}.")
+            raise ValueError(
+                f"corrections names {', '.join(unknown)}, expected names of files in the folder."
+            )
 
         labels = {name: str(int(digit)) for name, digit in zip(names, predicted, strict=True)}
         labels.update(self.known)
@@ -59,9 +79,13 @@ class Pictures:
         return [labels[name] for name in names]
 
     def save_labelled(self, labels: Iterable[str]) -> Path:
-        """Copy each picture into a folder named by its label; return the folder of these."""
+        """Copy each picture into a folder that is named by its label.
+
+        Returns:
+            The folder that holds these folders, ready for `load_folder`.
+        """
         target = self.samples.with_name("labelled")
-        shutil.rmtree(target, ignore_errors=True)  # copies with earlier labels
+        shutil.rmtree(target, ignore_errors=True)  # else copies with earlier labels stay
         for path, label in zip(self.paths, labels, strict=True):
             folder = target / label
             folder.mkdir(parents=True, exist_ok=True)

@@ -13,40 +13,50 @@ from mnist_mlp.files import atomic_write
 
 
 class Classifier(nn.Module):
-    """A model with its preprocessing and softmax: from uint8 images to probabilities."""
+    """A model with its preprocessing and a softmax: from uint8 images to probabilities."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return float32 (N, classes), rows that sum to 1, for uint8 images (N, 28, 28)."""
-        return self.model(normalise(images).flatten(1)).softmax(dim=1)
+        """Return the probabilities, float32 (N, classes), of uint8 images of shape (N, 28, 28)."""
+        logits = self.model(normalise(images).flatten(1))
+        return logits.softmax(dim=1)
 
 
 def export_onnx(
     model: nn.Module, path: str | Path, classes: Sequence[str] = ImageDataset.classes
 ) -> None:
-    """Save the model as one ONNX file, for any number of images.
+    """Save a model as one ONNX file that takes any number of images.
 
-    Its input is `images`, uint8 of shape (N, 28, 28). Its output is `probabilities`, float32 of
-    shape (N, classes). Its metadata has the names of the classes as `classes`, a list in JSON.
+    The input of the file is `images`, uint8 of shape (N, 28, 28). Its output is `probabilities`,
+    float32 of shape (N, classes). Its metadata holds the class names under `classes`, as a JSON
+    list.
+
+    Args:
+        model: A network that takes normalised images of shape (N, 784). It is not changed.
+        path: The file to write.
+        classes: The names of the model's classes.
 
     Raises:
         ModuleNotFoundError: The extra `[onnx]` is not installed.
         ValueError: The model has another number of classes.
-        OSError: The file cannot be written; an earlier file is then intact.
+        OSError: The file cannot be written. An earlier file is then intact.
     """
     try:
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ONNX needs an extra: pip install -e '.[onnx]'.") from error
 
-    classifier = Classifier(copy.deepcopy(model)).eval()
+    classifier = Classifier(copy.deepcopy(model)).eval()  # a copy: the model keeps its mode
     images = torch.zeros(2, 28, 28, dtype=torch.uint8)
-    outputs = classifier(images).shape[1]
-    if outputs != len(classes):
-        raise ValueError(f"the model has {outputs} classes, expected {len(classes)}: name them.")
+    n_outputs = classifier(images).shape[1]
+    if n_outputs != len(classes):
+        raise ValueError(
+            f"the model has {n_outputs} classes, but `classes` names {len(classes)}: "
+            "pass the names of the model's classes."
+        )
 
     program = torch.onnx.export(
         classifier,
@@ -56,7 +66,7 @@ def export_onnx(
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
         verbose=False,
     )
-    assert program
+    assert program is not None
     onnx_model = program.model_proto
     onnx_model.metadata_props.add(key="classes", value=json.dumps(list(classes)))
 

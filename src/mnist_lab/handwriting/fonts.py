@@ -1,6 +1,6 @@
-"""Digits of handwriting fonts, as pictures of the handwriting of many people and countries."""
+"""The digits of handwriting fonts: a test of handwriting from many people and countries."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import mean
 
 import numpy as np
@@ -13,27 +13,31 @@ from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.files import read_json, repo_root
 
-PICTURE = repo_root() / "benchmarks" / "accuracy" / "fonts.png"
-SIDE = 48  # pixels of the square with one digit
-PENS = {"thin": 1, "medium": 3, "thick": 5}  # size of the dilation; 1 leaves the font unchanged
+FONT_SHEET = repo_root() / "benchmarks" / "accuracy" / "fonts.png"  # ten digits per row and font
+SIDE = 48  # pixels of the square around one digit
+MARGIN = 16  # pixels of paper around this square: room for a thick pen and a slant
+PENS = {"thin": 1, "medium": 3, "thick": 5}  # pixels of the dilation; 1 leaves the font unchanged
 SLANTS = (-0.15, 0.0, 0.25)  # columns per row
-SCHOOL = "Playwrite"  # fonts of the letters that a country's schools teach
+SCHOOL = "Playwrite"  # begins the name of each font of the letters that a country's schools teach
 
 
 def read_fonts() -> dict[str, np.ndarray]:
-    """Return each font's digits, floats of shape (10, 48, 48) from 0, paper, to 1, ink.
+    """Return the digits of each font, floats of shape (10, 48, 48) from 0 (paper) to 1 (ink).
 
     Raises:
-        OSError, ValueError: The picture or its record is missing or damaged.
+        OSError: The sheet or its record is missing.
+        ValueError: The sheet or its record is damaged.
     """
-    fonts = read_json(PICTURE.with_suffix(".json"), {"fonts": list})["fonts"]
-    sheet = np.asarray(Image.open(PICTURE), np.float32) / 255
-    digits = sheet.reshape(len(fonts), SIDE, 10, SIDE).swapaxes(1, 2)
-    return {font["family"]: of_font for font, of_font in zip(fonts, digits, strict=True)}
+    record = read_json(FONT_SHEET.with_suffix(".json"), {"fonts": list})
+    families = [font["family"] for font in record["fonts"]]
+
+    sheet = np.asarray(Image.open(FONT_SHEET), np.float32) / 255
+    digits = sheet.reshape(len(families), SIDE, 10, SIDE).swapaxes(1, 2)
+    return dict(zip(families, digits, strict=True))
 
 
 def read_half(half: int) -> dict[str, np.ndarray]:
-    """Return every second font as `read_fonts` does.
+    """Return every second font, as `read_fonts` does.
 
     Args:
         half: 0 for the first, third ... font, to choose on; 1 for the others, to report.
@@ -44,32 +48,51 @@ def read_half(half: int) -> dict[str, np.ndarray]:
 
 
 def font_digits(half: int) -> dict[str, ImageDataset]:
-    """Return the digits of a half of the fonts, by kind of font and pen, as `to_mnist` reads them.
-
-    Each digit is there with every pen in `PENS`, at every slant in `SLANTS`.
+    """Return the digits of half of the fonts, as `to_mnist` reads them.
 
     Args:
         half: As for `read_half`.
+
+    Returns:
+        A data set per group of fonts and pen, such as "school fonts, thin pen".
     """
-    fonts = read_half(half)
-    kinds = {
-        "school fonts": [digits for name, digits in fonts.items() if name.startswith(SCHOOL)],
-        "other fonts": [digits for name, digits in fonts.items() if not name.startswith(SCHOOL)],
-    }
+    school_fonts = []
+    other_fonts = []
+    for name, digits in read_half(half).items():
+        if name.startswith(SCHOOL):
+            school_fonts.append(digits)
+        else:
+            other_fonts.append(digits)
 
     datasets = {}
-    for kind, fonts_of_kind in kinds.items():
-        labels = torch.arange(10).repeat_interleave(len(SLANTS)).repeat(len(fonts_of_kind))
-        for pen, size in PENS.items():
-            images = []
-            for digit in np.concatenate(fonts_of_kind):
-                thick = maximum_filter(np.pad(digit, 16), size)
-                images += [to_mnist(1 - _slanted(thick, slant)) for slant in SLANTS]
-            datasets[f"{kind}, {pen} pen"] = ImageDataset(torch.stack(images), labels)
+    for pen, dataset in write_with_pens(school_fonts).items():
+        datasets[f"school fonts, {pen} pen"] = dataset
+    for pen, dataset in write_with_pens(other_fonts).items():
+        datasets[f"other fonts, {pen} pen"] = dataset
     return datasets
 
 
-def _slanted(picture: np.ndarray, slant: float) -> np.ndarray:
+def write_with_pens(fonts: Iterable[np.ndarray]) -> dict[str, ImageDataset]:
+    """Return the digits of fonts by pen in `PENS`, each at every slant in `SLANTS`.
+
+    Args:
+        fonts: The digits of each font, as `read_fonts` returns them.
+    """
+    digits = np.concatenate(list(fonts))
+    labels = torch.arange(len(digits)).remainder(10).repeat_interleave(len(SLANTS))
+
+    datasets = {}
+    for pen, dilation in PENS.items():
+        images = []
+        for digit in digits:
+            thickened = maximum_filter(np.pad(digit, MARGIN), dilation)
+            images += [to_mnist(1 - _slant(thickened, slant)) for slant in SLANTS]
+        datasets[pen] = ImageDataset(torch.stack(images), labels)
+    return datasets
+
+
+def _slant(picture: np.ndarray, slant: float) -> np.ndarray:
+    """Shift each row of a picture sideways, by `slant` columns per row from the middle row."""
     middle = picture.shape[0] / 2
     matrix = np.array([[1, 0], [slant, 1]])
     offset = (0, -slant * middle)
@@ -77,13 +100,20 @@ def _slanted(picture: np.ndarray, slant: float) -> np.ndarray:
 
 
 def ones(half: int) -> tuple[list[str], torch.Tensor]:
-    """Return the names of the school fonts of a half, and their 1s as `to_mnist` reads them."""
+    """Return the 1 of each school font of a half, as `to_mnist` reads it.
+
+    Args:
+        half: As for `read_half`.
+
+    Returns:
+        The names of the fonts, and uint8 images of shape (N, 28, 28).
+    """
     names = []
     images = []
     for name, digits in read_half(half).items():
         if name.startswith(SCHOOL):
             names.append(name.removeprefix(SCHOOL).strip())
-            images.append(to_mnist(1 - np.pad(digits[1], 16)))
+            images.append(to_mnist(1 - np.pad(digits[1], MARGIN)))
     return names, torch.stack(images)
 
 
@@ -91,10 +121,11 @@ def read_results() -> dict:
     """Return the record of `make handwriting`.
 
     Raises:
-        OSError, ValueError: It is missing or damaged.
+        OSError: The record is missing.
+        ValueError: The record is damaged.
     """
     schema = {"images": dict, "before": dict, "runs": list, "test_images": int}
-    return read_json(PICTURE.with_name("handwriting.json"), schema)
+    return read_json(FONT_SHEET.with_name("handwriting.json"), schema)
 
 
 def results_table(record: Mapping) -> pd.DataFrame:

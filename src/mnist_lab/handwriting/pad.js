@@ -1,7 +1,10 @@
-// A pad to draw digits on, and bars for what is made of one: for the notebook's widget (widget.js)
-// and for the page (web/build.py).
+// A pad to draw digits on, and bars for the probabilities: for the notebook's widget (widget.js) and
+// for the page (web/build.py).
 
-const HEIGHT = 280, PEN = 22, ERASER = 40;
+// Pixels: the height of the pad, and the widths of the pen and of the eraser.
+const HEIGHT = 280;
+const PEN = 22;
+const ERASER = 40;
 
 const STYLE = `
 .pad { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
@@ -9,7 +12,7 @@ const STYLE = `
 .pad .sheet { max-width: 100%; }
 .pad .paper { display: block; max-width: 100%; box-shadow: 0 0 0 1px #8888; }
 .pad .seen { width: 112px; height: 112px; image-rendering: pixelated; background: black; }
-.pad .place { position: relative; }
+.pad .frame { position: relative; }
 .pad .pen { position: absolute; width: 12px; height: 12px; margin: -8px; border-radius: 50%;
   border: 2px solid #0072b2; pointer-events: none; }
 .pad .pen.down { background: #0072b2; }
@@ -34,29 +37,41 @@ function make(tag, properties, parent) {
   return element;
 }
 
-// Put a pad into `host`. `changed(canvas, area)` is called after each stroke and, at most once a frame,
-// during it; `changed(null)` when the pad is empty. Black ink on white, `width` x 280. `area`: x, y,
-// width and height of what is to be read: of a picture that was just put there, or of the whole pad.
+// Put a pad into `host`: black ink on white, `width` x 280 pixels.
+//
+// Calls `changed(canvas, area)` after each stroke and, at most once a frame, during it; calls
+// `changed(null)` when the pad is empty. `area` is [x, y, width, height] of the part to read: of the
+// picture that was put there last, or of the whole pad.
+//
+// Returns elements to build on, and `put(picture)`, which replaces the drawing by a picture.
 export function drawingPad(host, changed, width = HEIGHT) {
   make("style", { textContent: STYLE }, host);
   const pad = make("div", { className: "pad" }, host);
-  const left = make("div", { className: "sheet" }, pad), place = make("div", { className: "place" }, left);
-  const canvas = make("canvas", { className: "paper", width, height: HEIGHT, tabIndex: 0 }, place);
+  const sheet = make("div", { className: "sheet" }, pad);
+  const frame = make("div", { className: "frame" }, sheet); // the cursor is placed in it
+  const canvas = make("canvas", { className: "paper", width, height: HEIGHT, tabIndex: 0 }, frame);
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "Drawing pad. The arrow keys move the pen, the space bar "
     + "lowers and lifts it, Control Z undoes, Escape clears.");
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingQuality = "high"; // a photograph's thin strokes must not fall between pixels
-  let marks = []; // strokes, pictures, and "clear": undo takes the last one back
-  let stroke = null; // the mark that is being drawn
-  let erasing = false, waiting = false;
+  context.imageSmoothingQuality = "high"; // else thin strokes of a photo fall between pixels
 
+  let marks = []; // strokes, pictures, and "clear"; undo takes the last one back
+  let stroke = null; // the mark that is being drawn
+  let erasing = false;
+  let frameRequested = false;
+
+  // A picture is scaled to fit, in the middle of the pad.
   function areaOf({ picture }) {
     if (!picture) return [0, 0, width, HEIGHT];
     const scale = Math.min(width / picture.width, HEIGHT / picture.height);
-    const [w, h] = [picture.width, picture.height].map((side) => Math.max(1, Math.round(side * scale)));
-    return [Math.floor((width - w) / 2), Math.floor((HEIGHT - h) / 2), w, h];
+    const scaledWidth = Math.max(1, Math.round(picture.width * scale));
+    const scaledHeight = Math.max(1, Math.round(picture.height * scale));
+    const x = Math.floor((width - scaledWidth) / 2);
+    const y = Math.floor((HEIGHT - scaledHeight) / 2);
+    return [x, y, scaledWidth, scaledHeight];
   }
+
   function draw(mark) {
     if (mark === "clear") {
       context.fillStyle = "white";
@@ -68,128 +83,151 @@ export function drawingPad(host, changed, width = HEIGHT) {
       for (let i = 0; i <= mark.points.length; i++) drawPiece(mark, i);
     }
   }
-  // A stroke is painted piece by piece, and again in the same pieces: so it gets the same pixels.
-  // A dot; then, for each point, the curve between the middles before and behind the last point,
-  // which is its control point; in the end a line to the last point.
+
+  // Undo repaints strokes in the pieces in which they were drawn, so they get the same pixels.
+  // Piece 0 is a dot. Piece i leads from the middle before point i - 1 to the middle behind it, as a
+  // curve with this point as its control point. The last piece is a line to the last point.
   function drawPiece({ points, erase }, i) {
-    const middle = (j) => points[j].map((v, axis) => (v + points[j - 1][axis]) / 2);
-    context.strokeStyle = context.fillStyle = erase ? "white" : "black";
+    context.strokeStyle = erase ? "white" : "black";
+    context.fillStyle = context.strokeStyle;
     context.lineWidth = erase ? ERASER : PEN;
-    context.lineCap = context.lineJoin = "round";
+    context.lineCap = "round";
+    context.lineJoin = "round";
     context.beginPath();
+
     if (i === 0) {
       context.arc(...points[0], context.lineWidth / 2, 0, 2 * Math.PI);
       context.fill();
     } else if (points.length > 1) {
-      context.moveTo(...i === 1 ? points[0] : middle(i - 1));
+      const start = i === 1 ? points[0] : middle(points[i - 2], points[i - 1]);
+      context.moveTo(...start);
       if (i === points.length) context.lineTo(...points[i - 1]);
-      else if (i === 1) context.lineTo(...middle(1));
-      else context.quadraticCurveTo(...points[i - 1], ...middle(i));
+      else if (i === 1) context.lineTo(...middle(points[0], points[1]));
+      else context.quadraticCurveTo(...points[i - 1], ...middle(points[i - 1], points[i]));
       context.stroke();
     }
   }
-  function tell() {
-    if (waiting) return;
-    waiting = true;
+
+  function notify() {
+    if (frameRequested) return;
+    frameRequested = true;
     requestAnimationFrame(() => {
-      waiting = false;
+      frameRequested = false;
       if (!marks.length || marks.at(-1) === "clear") changed(null);
       else changed(canvas, areaOf(marks.at(-1)));
     });
   }
+
   function add(mark) {
-    end();
+    endStroke();
     marks.push(mark);
     draw(mark);
-    tell();
+    notify();
   }
+
   function clear() {
     if (marks.length && marks.at(-1) !== "clear") add("clear");
   }
+
   function undo() {
     stroke = null;
     marks.pop();
     draw("clear");
     marks.forEach(draw);
-    tell();
+    notify();
   }
-  function begin(point, erase) {
-    end();
-    marks.push(stroke = { points: [point], erase });
+
+  function beginStroke(point, erase) {
+    endStroke();
+    stroke = { points: [point], erase };
+    marks.push(stroke);
     drawPiece(stroke, 0);
-    tell();
+    notify();
   }
-  function lengthen(point) {
+
+  function extendStroke(point) {
     if (!stroke) return;
-    const { points } = stroke, last = points.at(-1);
+    const last = stroke.points.at(-1);
     if (Math.hypot(point[0] - last[0], point[1] - last[1]) < 2) return; // a hand that trembles
-    points.push(point);
-    drawPiece(stroke, points.length - 1);
-    tell();
+    stroke.points.push(point);
+    drawPiece(stroke, stroke.points.length - 1);
+    notify();
   }
-  function end() {
+
+  function endStroke() {
     if (!stroke) return;
     drawPiece(stroke, stroke.points.length);
     stroke = null;
-    tell();
+    notify();
   }
 
-  const at = (event) => {
+  function pointOf(event) {
     const box = canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) * width / box.width, (event.clientY - box.top) * HEIGHT / box.height];
-  };
+    const x = (event.clientX - box.left) * width / box.width;
+    const y = (event.clientY - box.top) * HEIGHT / box.height;
+    return [x, y];
+  }
+
   let pointer = null; // one at a time: a palm beside the pen draws nothing
   canvas.addEventListener("pointerdown", (event) => {
-    if (pointer !== null || event.button > 0 && event.button !== 5) return;
+    const penEraser = event.button === 5;
+    const drawingButton = event.button <= 0 || penEraser;
+    if (pointer !== null || !drawingButton) return;
     pointer = event.pointerId;
     canvas.setPointerCapture(pointer);
-    begin(at(event), erasing || event.button === 5); // 5: a pen's eraser
+    beginStroke(pointOf(event), erasing || penEraser);
   });
   canvas.addEventListener("pointermove", (event) => {
     if (event.pointerId !== pointer) return;
-    for (const part of event.getCoalescedEvents?.() ?? []) lengthen(at(part));
-    lengthen(at(event));
+    const missed = event.getCoalescedEvents?.() ?? []; // positions between two frames
+    for (const earlier of missed) extendStroke(pointOf(earlier));
+    extendStroke(pointOf(event));
   });
   for (const name of ["pointerup", "pointercancel"])
     canvas.addEventListener(name, (event) => {
       if (event.pointerId !== pointer) return;
       pointer = null;
-      end();
+      endStroke();
     });
 
-  const pen = make("div", { className: "pen", hidden: true }, place);
-  let spot = [width / 2, HEIGHT / 2], down = false;
+  // With the keyboard, the arrow keys move a cursor and the space bar lowers it like a pen.
+  const cursor = make("div", { className: "pen", hidden: true }, frame);
+  const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
+  let x = width / 2;
+  let y = HEIGHT / 2;
+  let penDown = false;
   canvas.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
-    const move = moves[event.key];
-    if (move) {
-      spot = spot.map((v, axis) => Math.min([width, HEIGHT][axis], Math.max(0, v + move[axis])));
-      if (down) lengthen(spot);
+    if (event.key in moves) {
+      const [right, down] = moves[event.key];
+      x = Math.min(width, Math.max(0, x + right));
+      y = Math.min(HEIGHT, Math.max(0, y + down));
+      if (penDown) extendStroke([x, y]);
     } else if (event.key === " ") {
-      down = !down;
-      if (down) begin(spot, erasing);
-      else end();
+      penDown = !penDown;
+      if (penDown) beginStroke([x, y], erasing);
+      else endStroke();
     } else if (event.key === "z" && (event.ctrlKey || event.metaKey)) {
-      down = false;
+      penDown = false;
       undo();
     } else if (event.key === "Escape") {
-      down = false;
+      penDown = false;
       clear();
     } else return;
+
     event.preventDefault();
     event.stopPropagation(); // a notebook has keys of its own
-    pen.hidden = false;
-    pen.classList.toggle("down", down);
-    pen.style.left = `${100 * spot[0] / width}%`;
-    pen.style.top = `${100 * spot[1] / HEIGHT}%`;
+    cursor.hidden = false;
+    cursor.classList.toggle("down", penDown);
+    cursor.style.left = `${100 * x / width}%`;
+    cursor.style.top = `${100 * y / HEIGHT}%`;
   });
   canvas.addEventListener("blur", () => {
-    pen.hidden = true;
-    if (down) end();
-    down = false;
+    cursor.hidden = true;
+    if (penDown) endStroke();
+    penDown = false;
   });
 
-  const tools = make("div", { className: "tools" }, left);
+  const tools = make("div", { className: "tools" }, sheet);
   make("button", { textContent: "Undo", type: "button", onclick: undo }, tools);
   const eraser = make("button", { textContent: "Eraser", type: "button" }, tools);
   eraser.setAttribute("aria-pressed", "false");
@@ -200,11 +238,17 @@ export function drawingPad(host, changed, width = HEIGHT) {
   make("button", { textContent: "Clear", type: "button", onclick: clear }, tools);
 
   draw("clear");
-  return { pad, left, tools, put: (picture) => add({ picture }) };
+  return { pad, tools, put: (picture) => add({ picture }) };
 }
 
-// Put bars, and the image that the network sees, into a pad. Returns `show(probabilities, image,
-// said)`: the image as 784 bytes, both null for nothing; a sentence, if it is not of this one image.
+function middle(from, to) {
+  return [(from[0] + to[0]) / 2, (from[1] + to[1]) / 2];
+}
+
+// Put bars for the probabilities, and the image that the network sees, into a pad.
+//
+// Returns `show(probabilities, image, sentence)`. The image is 784 bytes; both are null if there is
+// nothing to show. Without a `sentence`, one is made from the probabilities.
 export function answers(pad, classes) {
   const right = make("div", { className: "answer" }, pad);
   const spoken = make("div", { className: "spoken" }, right);
@@ -214,15 +258,18 @@ export function answers(pad, classes) {
   const rows = classes.map((name) => {
     const label = make("span", { textContent: name }, bars);
     const bar = make("div", { className: "bar" }, bars);
-    return { label, fill: make("i", {}, bar), value: make("span", {}, bars) };
+    const fill = make("i", {}, bar);
+    const value = make("span", {}, bars);
+    return { label, fill, value };
   });
+
   const figure = make("figure", {}, pad);
   const seen = make("canvas", { className: "seen", width: 28, height: 28 }, figure);
   seen.setAttribute("role", "img");
   seen.setAttribute("aria-label", "What the network sees, 28 by 28 pixels");
   make("figcaption", { textContent: "What the network sees: 28 × 28 pixels" }, figure);
 
-  return function show(probabilities, image, said = null) {
+  return function show(probabilities, image, sentence = null) {
     const best = probabilities ? probabilities.indexOf(Math.max(...probabilities)) : -1;
     rows.forEach(({ label, fill, value }, i) => {
       const percent = probabilities ? 100 * probabilities[i] : 0;
@@ -230,17 +277,21 @@ export function answers(pad, classes) {
       value.textContent = probabilities ? `${percent.toFixed(1)}%` : "";
       label.className = i === best ? "first" : "";
     });
-    said ??= probabilities
-      ? `This looks like ${classes[best]}: ${(100 * probabilities[best]).toFixed(0)}%.`
-      : "Draw a digit from 0 to 9.";
-    if (spoken.textContent !== said) spoken.textContent = said;
+
+    let text = "Draw a digit from 0 to 9.";
+    if (sentence !== null) text = sentence;
+    else if (probabilities)
+      text = `This looks like ${classes[best]}: ${(100 * probabilities[best]).toFixed(0)}%.`;
+    if (spoken.textContent !== text) spoken.textContent = text;
+
     paint(seen, image ?? new Uint8Array(784));
   };
 }
 
-// White on black: 784 bytes on a canvas of 28x28.
+// Paint 784 bytes, white on black, on a canvas of 28x28.
 function paint(canvas, image) {
-  const context = canvas.getContext("2d"), picture = context.createImageData(28, 28);
-  image.forEach((v, i) => picture.data.set([v, v, v, 255], 4 * i));
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(28, 28);
+  image.forEach((value, i) => picture.data.set([value, value, value, 255], 4 * i));
   context.putImageData(picture, 0, 0);
 }

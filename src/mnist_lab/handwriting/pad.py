@@ -1,5 +1,6 @@
-"""A pad to draw a digit on in a notebook; the model classifies it while one draws."""
+"""A pad for drawing digits in a notebook; the model classifies them while you draw."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
         classes: The names of the model's classes.
 
     Returns:
-        A widget whose `image` is the last one that the network saw, uint8 of shape (28, 28), or
-        None. Without the extra `[draw]`, a sentence.
+        A widget. Its `image` is the image that the network saw last, uint8 of shape (28, 28), or
+        None while the pad is empty. Without the extra `[draw]`, a sentence that says so.
     """
     try:
         import anywidget
@@ -31,15 +32,18 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
 
         return Markdown(NOT_INSTALLED)
 
-    scripts = [Path(__file__).with_name(name) for name in ("pad.js", "widget.js")]
+    pad_script = Path(__file__).with_name("pad.js").read_text(encoding="utf-8")
+    widget_script = Path(__file__).with_name("widget.js").read_text(encoding="utf-8")
 
     class DrawingPad(anywidget.AnyWidget):
-        _esm = "".join(script.read_text(encoding="utf-8") for script in scripts)
+        _esm = pad_script + widget_script
         classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
-        canvas = traitlets.Any(b"").tag(sync=True)  # 280 x 280 bytes in a memoryview, or none
-        seen = traitlets.Bytes().tag(sync=True)
+        canvas = traitlets.Any(b"").tag(sync=True)  # grey values, 280 x 280 bytes; b"": no drawing
+        seen = traitlets.Bytes().tag(sync=True)  # `image` as bytes; b"" for None
         probabilities = traitlets.List(traitlets.Float()).tag(sync=True)
-        answer = traitlets.Int(0).tag(sync=True)  # counts up when the other two are set
+        answer = traitlets.Int(0).tag(
+            sync=True
+        )  # counts up once `seen` and `probabilities` are set
         image = None
 
         def __repr__(self) -> str:
@@ -47,11 +51,13 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
 
         @traitlets.observe("canvas")
         def _classify(self, change) -> None:
-            try:
-                grey = np.frombuffer(change["new"], np.uint8).reshape(280, 280)
-                self.image = to_mnist(grey)
-            except ValueError:  # nothing drawn, or all of it erased
-                self.image = None
+            self.image = None
+            grey = np.frombuffer(change["new"], np.uint8)
+            if grey.size:
+                with suppress(ValueError):  # there is no ink: the eraser has taken it all
+                    self.image = to_mnist(grey.reshape(280, 280))
+
+            if self.image is None:
                 self.seen = b""
                 self.probabilities = []
             else:

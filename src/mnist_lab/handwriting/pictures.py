@@ -1,4 +1,4 @@
-"""Pictures of any kind, read safely as brightness from 0 to 1."""
+"""Pictures of every format, read safely as brightness from 0 to 1."""
 
 import math
 import warnings
@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 2**27  # 134 million, more than any camera's: a decompression bomb is refused unread
+MAX_PIXELS = 2**27  # 134 million: more than a camera has, less than a decompression bomb
 WORK_SIDE = 640  # pixels: larger pictures are reduced first
 MIN_CONTRAST = 0.06  # of the whole scale: a picture with less is empty
 
@@ -19,34 +19,43 @@ Picture = str | PathLike | Image.Image | np.ndarray | torch.Tensor
 def read_grey(picture: Picture) -> np.ndarray:
     """Return the picture's brightness, float64 of shape (H, W) from 0 to 1, reduced if large.
 
+    Args:
+        picture: A picture as for `to_mnist`.
+
     Raises:
-        ValueError: The picture is damaged, too large or of an unknown kind.
+        ValueError: The picture is damaged, too large or of an unknown format.
         OSError: The file is missing or not readable.
     """
     if isinstance(picture, (str, PathLike)):
-        picture = _open(picture)
+        picture = _open_file(picture)
     elif isinstance(picture, Image.Image):
         picture = ImageOps.exif_transpose(picture)
     else:
         picture = _from_array(picture)
 
     if picture.width * picture.height > MAX_PIXELS:
-        size = f"{picture.width:,} x {picture.height:,} pixels"
-        raise ValueError(f"a picture of {size} is too large, expected at most {MAX_PIXELS:,}.")
+        raise ValueError(
+            f"a picture of {picture.width:,} x {picture.height:,} pixels is too large, "
+            f"expected at most {MAX_PIXELS:,}."
+        )
 
-    factor = math.ceil(max(picture.size) / WORK_SIDE)
     if picture.mode == "P":
         picture = picture.convert("RGBA")
     if picture.mode == "1":
         picture = picture.convert("L")
-    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;"):
+
+    factor = math.ceil(max(picture.size) / WORK_SIDE)
+    has_8_bits = picture.mode not in ("I", "F") and not picture.mode.startswith("I;")
+    if has_8_bits:
         return _flatten(picture.reduce(factor))
 
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
         raise ValueError("a picture's values must be finite, found infinite ones or NaN.")
-    if picture.mode != "F":  # 16 bits; 32-bit integers may hold 8-bit values
-        values = values / (255 if values.max() <= 255 else 65_535)
+    if picture.mode != "F":
+        # Integers of 16 bits, or of 32, which may hold values of 8 bits.
+        full_scale = 255 if values.max() <= 255 else 65_535
+        values = values / full_scale
     if values.min() < 0 or values.max() > 1:
         raise ValueError(
             f"a picture's floats must lie in 0 to 1, found {values.min():g} to {values.max():g}."
@@ -56,45 +65,49 @@ def read_grey(picture: Picture) -> np.ndarray:
 
 
 def _flatten(picture: Image.Image) -> np.ndarray:
-    """Return an 8-bit picture's brightness, transparent pixels on the paper that shows the ink."""
+    """Return an 8-bit picture's brightness, on white paper where it is transparent."""
     if not picture.has_transparency_data:
         return np.asarray(picture.convert("L")) / 255
 
-    opaque = picture.convert("RGBA")
-    for paper in ("white", "black"):  # white ink on a transparent ground is invisible on white
-        sheet = Image.new("RGBA", opaque.size, paper)
-        grey = np.asarray(Image.alpha_composite(sheet, opaque).convert("L")) / 255
+    picture = picture.convert("RGBA")
+    for paper in ("white", "black"):  # black where white would hide white ink
+        sheet = Image.new("RGBA", picture.size, paper)
+        grey = np.asarray(Image.alpha_composite(sheet, picture).convert("L")) / 255
         if np.ptp(grey) >= MIN_CONTRAST:
             break
     return grey
 
 
-def _open(path: str | PathLike) -> Image.Image:
-    """Read a picture's file, with the camera's rotation applied."""
+def _open_file(path: str | PathLike) -> Image.Image:
+    """Read a picture's file and apply the camera's rotation."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is checked
             with Image.open(path, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    size = f"{picture.width:,} x {picture.height:,} pixels"
-                    raise ValueError(f"{path} has {size}, expected at most {MAX_PIXELS:,} in all.")
+                    raise ValueError(
+                        f"{path} has {picture.width:,} x {picture.height:,} pixels, "
+                        f"expected at most {MAX_PIXELS:,} in all."
+                    )
+                # In an MPO file the first frame is the photo and the second a preview.
                 frames = getattr(picture, "n_frames", 1)
-                if frames > 1 and picture.format != "MPO":  # a photo, with a preview behind it
+                if frames > 1 and picture.format != "MPO":
                     raise ValueError(f"{path} has {frames} frames, expected one picture.")
                 return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise ValueError(f"{path} is not a picture: expected one of {kinds}.") from error
+        raise ValueError(
+            f"{path} is not a picture: expected one of {', '.join(FORMATS)}."
+        ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture: {error}.") from error
     except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError):
         raise
-    except Exception as error:  # parsers raise all kinds of errors on foreign bytes
+    except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:
-    """Return an array's picture: 8 bits, or grey with 16 bits or floats."""
+    """Return an array as a picture: 8 bits, or grey with 16 bits or floats."""
     values = np.asarray(values)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
@@ -106,7 +119,7 @@ def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:
             f"a picture's array must be (H, W), (H, W, 3) or (H, W, 4), found {values.shape}."
         )
 
-    # Pillow has floats and 16 bits for grey pictures alone.
+    # Pillow has floats and 16 bits for grey pictures only.
     if values.dtype == bool or (is_colour and values.dtype.kind == "f"):
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ValueError("a picture's floats must lie in 0 to 1.")

@@ -1,4 +1,4 @@
-"""A picture of a digit made into an image like MNIST's.
+"""A picture of a digit becomes an image like MNIST's.
 
 `web/digits.js` does the same in the browser, and a test compares the two: change both.
 """
@@ -15,14 +15,18 @@ from mnist_lab.handwriting.pictures import MIN_CONTRAST, Picture, read_grey
 from mnist_mlp.datasets import centre_digit
 
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
+MIN_INK = 0.15  # of the full ink: fainter pixels are paper
+MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
+MIN_OVERLAP = 0.4  # of the narrower stroke's width: strokes above each other are one digit
+SURFACE_SAMPLES = 64  # along the longer side: enough to fit the brightness of the paper
 
 
 def to_mnist(picture: Picture) -> torch.Tensor:
     """Return a picture of one digit as the network sees it, uint8 of shape (28, 28).
 
-    Black on white or white on black, drawn or photographed, also under uneven light. The paper is
-    a smooth surface that most pixels lie on; the ink is far from it, on one side; specks are
-    dropped. Warns if there seem to be several digits.
+    The digit may be dark on light paper or light on dark, drawn or photographed, also under
+    uneven light. The paper must cover most of the picture. Specks are dropped. A warning says so
+    if there seem to be several digits.
 
     Args:
         picture: A file's path, a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
@@ -32,19 +36,20 @@ def to_mnist(picture: Picture) -> torch.Tensor:
         ValueError: The picture cannot be read or has no ink on it.
         OSError: The file is missing or not readable.
 
-    Sources: Otsu, "A threshold selection method from gray-level histograms", 1979; for the last
-    step LeCun, Cortes & Burges, "The MNIST database of handwritten digits".
+    Sources: Otsu, "A threshold selection method from gray-level histograms", 1979, finds the ink;
+    LeCun, Cortes & Burges, "The MNIST database of handwritten digits", describe how a digit is
+    scaled and centred.
     """
     ink, components = _find_ink(picture)
 
     heights = []
-    for numbers in _group_by_digit(components):
-        rows, _ = np.isin(components, numbers).nonzero()
+    for group in _group_by_digit(components):
+        rows, _ = np.isin(components, group).nonzero()
         heights.append(np.ptp(rows))
-    digits = sum(height > max(heights) / 2 for height in heights)
-    if digits > 1:
+    n_digits = sum(height > max(heights) / 2 for height in heights)
+    if n_digits > 1:
         warnings.warn(
-            f"the picture seems to hold {digits} digits, read as one: use segment_digits.",
+            f"the picture seems to hold {n_digits} digits, read as one: use segment_digits.",
             stacklevel=2,
         )
 
@@ -52,48 +57,40 @@ def to_mnist(picture: Picture) -> torch.Tensor:
 
 
 def segment_digits(picture: Picture) -> torch.Tensor:
-    """Return the digits in a picture from left to right, as `to_mnist` does, uint8 (N, 28, 28).
+    """Return the digits in a picture from left to right, uint8 of shape (N, 28, 28).
 
-    For digits side by side that do not touch. Strokes above each other are one digit, so that a
-    five keeps its roof. Raises what `to_mnist` raises.
+    The digits stand side by side and do not touch. Strokes above each other belong to one digit,
+    for example the body and the roof of a 5.
+
+    Args:
+        picture: A picture as for `to_mnist`.
+
+    Raises:
+        ValueError: The picture cannot be read or has no ink on it.
+        OSError: The file is missing or not readable.
     """
     ink, components = _find_ink(picture)
     groups = _group_by_digit(components)
     return torch.stack([thicken_and_centre(ink * np.isin(components, group)) for group in groups])
 
 
-def _group_by_digit(components: np.ndarray) -> list[list[int]]:
-    """Return the numbers of the connected components of each digit, from left to right."""
-    strokes = []  # first column, last column, number of the component
-    for number, box in enumerate(ndimage.find_objects(components), start=1):
-        if box:
-            columns = box[1]
-            strokes.append((columns.start, columns.stop, number))
-    strokes.sort(key=lambda stroke: stroke[0])
-
-    digits: list[list] = []  # first column, last column, numbers of the components
-    for left, right, number in strokes:
-        if digits:
-            digit_left, digit_right, numbers = digits[-1]
-            narrower = min(right - left, digit_right - digit_left)
-            if digit_right - left >= 0.4 * narrower:
-                digits[-1][1] = max(right, digit_right)
-                numbers.append(number)
-                continue
-        digits.append([left, right, [number]])
-    return [numbers for _, _, numbers in digits]
-
-
 def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
-    """Thicken the strokes of a thin pen, centre the digit and make the darkest ink full."""
+    """Return a digit as the network sees it, uint8 of shape (28, 28).
+
+    A thin pen's strokes are made as wide as MNIST's thinnest; the darkest ink becomes 255.
+
+    Args:
+        ink: Floats from 0 (paper) to 1 (ink) of shape (H, W).
+    """
     rows, columns = (ink > 0).nonzero()
     side = 1 + max(np.ptp(rows), np.ptp(columns))
 
     # A stroke of length l and width w has the area l w and the edge 2 l.
     solid = np.pad(ink > 0.5, 1)
-    edge = sum(int((solid != np.roll(solid, 1, axis)).sum()) for axis in (0, 1))
+    edge = np.diff(solid, axis=0).sum() + np.diff(solid, axis=1).sum()
     width = 2 * solid.sum() / max(1, edge)
 
+    # The missing width, half of it on either side of the stroke.
     missing = round((MIN_STROKE_WIDTH * side / 20 - width) / 2)
     if missing > 0:
         ink = ndimage.maximum_filter(np.pad(ink, missing), 2 * missing + 1)
@@ -102,50 +99,79 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     return (image * (255 / image.max())).round().to(torch.uint8)
 
 
+def _group_by_digit(components: np.ndarray) -> list[list[int]]:
+    """Return the numbers of the connected components of each digit, from left to right."""
+    strokes = []
+    for number, box in enumerate(ndimage.find_objects(components), start=1):
+        if box is not None:  # None: the component was a speck
+            columns = box[1]
+            strokes.append((columns.start, columns.stop, number))
+    strokes.sort(key=lambda stroke: stroke[0])
+
+    digits: list[list[int]] = []
+    digit_left = 0
+    digit_right = 0
+    for left, right, number in strokes:
+        narrower = min(right - left, digit_right - digit_left)
+        overlap = digit_right - left
+        if digits and overlap >= MIN_OVERLAP * narrower:
+            digits[-1].append(number)
+            digit_right = max(digit_right, right)
+        else:
+            digits.append([number])
+            digit_left = left
+            digit_right = right
+    return digits
+
+
 def _find_ink(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """Return the ink from 0 to 1 and the number of each pixel's connected component, or 0."""
-    height, noise = _above_paper(read_grey(picture))
-    ink_is_brighter = (height**3).sum() > 0
-    ink = np.maximum(0, height if ink_is_brighter else -height)
+    difference, noise = _subtract_paper(read_grey(picture))
+    ink_is_brighter = (difference**3).sum() > 0  # few pixels are far from the paper: the ink
+    ink = np.maximum(0, difference if ink_is_brighter else -difference)
 
+    # The ink must stand out: noise alone reaches almost four times its own level.
     threshold = _otsu(ink[ink > 3 * noise])
-    full = np.median(ink[ink > threshold]) if (ink > threshold).any() else 0.0
-    if full < max(MIN_CONTRAST, 4.5 * noise):  # noise alone gives less than four times itself
+    is_ink = ink > threshold
+    full = np.median(ink[is_ink]) if is_ink.any() else 0.0
+    if full < max(MIN_CONTRAST, 4.5 * noise):
         name = picture if isinstance(picture, (str, PathLike)) else "the picture"
         raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
-    ink = np.where(ink < max(0.15 * full, 4 * noise), 0, np.minimum(ink / full, 1))
+    ink = np.where(ink < max(MIN_INK * full, 4 * noise), 0, np.minimum(ink / full, 1))
 
-    components, _ = ndimage.label(ink > 0, np.ones((3, 3)))
+    with_diagonals = np.ones((3, 3))
+    components, _ = ndimage.label(ink > 0, with_diagonals)
     mass = np.bincount(components.ravel(), ink.ravel())
-    is_speck = mass < 0.05 * mass.max()
+    is_speck = mass < MIN_COMPONENT * mass.max()
     components[is_speck[components]] = 0
     return ink, components
 
 
-def _above_paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the difference of each pixel from the paper, and the noise of the paper.
+def _subtract_paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return how far each pixel is from the paper's brightness, and the noise of the paper.
 
-    The paper's brightness is a quadratic surface, fitted to a few thousand pixels by least
-    absolute deviations, on which the ink, a minority, has no influence.
+    The paper's brightness is a quadratic surface, a + b x + c y + d x² + e x y + f y², fitted by
+    least absolute deviations: the ink, a minority, has no influence on it.
     """
     height, width = grey.shape
     y = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)
     x = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)
 
-    step = math.ceil(max(height, width) / 64)
+    step = math.ceil(max(height, width) / SURFACE_SAMPLES)
     sample = grey[::step, ::step].ravel()
     sample_y, sample_x = np.meshgrid(y[::step], x[::step], indexing="ij")
     v = sample_y.ravel()
     u = sample_x.ravel()
     terms = np.stack([np.ones(sample.size), u, v, u * u, u * v, v * v], axis=1)
 
+    # Iteratively reweighted least squares.
     surface = np.array([np.median(sample), 0, 0, 0, 0, 0])
-    for _ in range(20):  # iteratively reweighted least squares
+    for _ in range(20):
         weight = 1 / np.maximum(np.abs(sample - terms @ surface), 0.002)
         normal = terms.T * weight @ terms + 1e-6 * np.eye(6)
-        earlier_surface = surface
+        previous = surface
         surface = np.linalg.solve(normal, terms.T @ (weight * sample))
-        if np.abs(surface - earlier_surface).max() < 1e-5:
+        if np.abs(surface - previous).max() < 1e-5:
             break
 
     noise = 1.5 * np.median(np.abs(sample - terms @ surface))
@@ -155,7 +181,10 @@ def _above_paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _otsu(values: np.ndarray) -> float:
-    """Return the threshold, of 255, that splits non-negative values with the least variance."""
+    """Return the threshold that splits values in two with the least variance inside the parts.
+
+    The values are not negative. The threshold is one of the 255 inner edges of 256 equal bins.
+    """
     if not values.size:
         return 0.0
     count, edges = np.histogram(values, 256, (0, values.max()))
@@ -166,6 +195,7 @@ def _otsu(values: np.ndarray) -> float:
     above = values.size - below
     sum_above = (count * middle).sum() - sum_below
 
+    # The least variance inside the parts is the largest variance between them.
     difference = sum_below / np.maximum(below, 1) - sum_above / np.maximum(above, 1)
     best = np.argmax(below * above * difference**2)
     return float(edges[1:-1][best])

@@ -18,23 +18,28 @@ def read(
 
     Args:
         model: Any network that was trained on MNIST.
-        picture: As for `to_mnist`, with one digit or several side by side that do not touch.
+        picture: A picture as for `to_mnist`, with one digit, or several side by side that do not
+            touch.
         classes: The names of the model's classes.
 
     Returns:
-        The digits as one text, and float32 of shape (digits, classes).
+        The digits as one text, and the probabilities, float32 of shape (digits, classes).
 
     Raises:
-        ValueError: The model has another number of classes, or as `to_mnist`.
-        OSError: As `to_mnist`.
+        ValueError: The model has another number of classes, or the picture cannot be read or has
+            no ink on it.
+        OSError: The file is missing or not readable.
     """
     images = segment_digits(picture)
     unknown_labels = torch.zeros(len(images), dtype=torch.int64)
     evaluation = evaluate(model, ImageDataset(images, unknown_labels, tuple(classes)))
 
-    outputs = evaluation.logits.shape[1]
-    if outputs != len(classes):
-        raise ValueError(f"the model has {outputs} classes, expected {len(classes)}: name them.")
+    n_outputs = evaluation.logits.shape[1]
+    if n_outputs != len(classes):
+        raise ValueError(
+            f"the model has {n_outputs} classes, but `classes` names {len(classes)}: "
+            "pass the names of the model's classes."
+        )
 
     digits = "".join(classes[label] for label in evaluation.predicted)
     return digits, evaluation.probabilities

@@ -1,10 +1,11 @@
-"""How people of many countries write each digit: the strokes that synthetic handwriting varies.
+"""The strokes with which people of many countries write each digit, for synthetic handwriting.
 
-Points x,y in hundredths of the digit's height, y downwards. A stroke is a smooth curve through its
-points; " / " begins the next one, at a corner or where the pen is lifted.
+A form lists points "x,y" in hundredths of the digit's height, with y downwards. A stroke is a
+smooth curve through its points. " / " begins the next stroke, at a corner or where the pen is
+lifted.
 """
 
-# One person's digits: the one has a long upstroke and the seven a bar, as in continental Europe.
+# One person's digits. The 1 has a long upstroke and the 7 has a bar, as in continental Europe.
 # No network is trained on them.
 ONE_PERSON = {
     "0": "38,2 14,22 8,55 22,94 48,96 64,60 58,20 38,2",
@@ -18,7 +19,7 @@ ONE_PERSON = {
     "8": "50,14 30,2 14,20 34,46 54,72 32,97 10,78 30,50 50,26 50,14",
     "9": "52,24 34,4 12,22 20,46 44,42 52,24 / 52,24 50,60 44,98",
 }
-# Of each digit the forms that people learn or fall into.
+# The forms of each digit that people learn at school or get used to.
 FORMS = {
     "0": [
         "30,2 8,20 2,52 12,86 32,98 52,80 58,48 50,16 30,2",

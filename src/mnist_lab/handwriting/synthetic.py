@@ -1,4 +1,4 @@
-"""Synthetic handwriting: digits drawn by the repository itself, for training and as photos."""
+"""Synthetic handwriting: digits that the repository draws itself, to train on and as photos."""
 
 from pathlib import Path
 
@@ -12,31 +12,39 @@ from mnist_lab.handwriting.preprocess import thicken_and_centre
 from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
 from mnist_mlp.data import ImageDataset
 
-SIDE = 112  # pixels of the square on which a digit is drawn before it is made small
+SIDE = 112  # pixels of the square on which a digit is drawn before it is reduced to 28x28
 
 
 def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
     """Return images of digits in the styles of many countries, as `to_mnist` would return them.
 
-    Each image has a random form of `styles.FORMS` and a hand of its own: slant, width, rotation,
+    Each image shows a random form from `styles.FORMS` in a random hand: slant, width, rotation,
     proportions, unsteadiness, and a pen from thin to thick. A digit with more forms occurs more
-    often. The same `seed` gives the same images.
+    often.
+
+    Args:
+        count: The number of images.
+        seed: The seed of the random numbers. The same seed gives the same images.
     """
     random = np.random.default_rng(seed)
-    forms = [(int(digit), form) for digit, of_digit in FORMS.items() for form in of_digit]
+    forms = []
+    for digit, forms_of_digit in FORMS.items():
+        forms += [(int(digit), form) for form in forms_of_digit]
+
     images = []
     labels = []
-
-    for number in random.integers(0, len(forms), count):
-        label, form = forms[number]
+    for choice in random.integers(0, len(forms), count):
+        label, form = forms[choice]
         lines = _write(form, random)
 
+        # The longer side of the digit becomes 0.72 of the square.
         points = np.concatenate(lines)
         low = points.min(axis=0)
         high = points.max(axis=0)
         scale = 0.72 * SIDE / (high - low).max()
-        placed = [(line - (low + high) / 2) * scale + SIDE / 2 for line in lines]
-        ink = _draw(placed, (SIDE, SIDE), SIDE * random.uniform(0.04, 0.2))
+        centred = [(line - (low + high) / 2) * scale + SIDE / 2 for line in lines]
+
+        ink = _draw(centred, (SIDE, SIDE), SIDE * random.uniform(0.04, 0.2))
         images.append(thicken_and_centre(ink))
         labels.append(label)
 
@@ -45,37 +53,46 @@ def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
 
 def _write(form: str, random: np.random.Generator) -> list[np.ndarray]:
     """Return the strokes of a form in a random hand, as lines of points x, y."""
-    slant, width, turn = random.uniform((-0.25, 0.45, -0.15), (0.45, 1.35, 0.15))
-    power, unsteady = random.uniform((0.8, 0.0), (1.25, 0.04))
-    waves = random.uniform(-0.04, 0.04, 2)
-    phases = random.uniform(0, 2 * np.pi, 2)
+    slant = random.uniform(-0.25, 0.45)
+    width = random.uniform(0.45, 1.35)
+    angle = random.uniform(-0.15, 0.15)  # radians
+    power = random.uniform(0.8, 1.25)
+    unsteadiness = random.uniform(0.0, 0.04)
+    wave_heights = random.uniform(-0.04, 0.04, 2)
+    wave_phases = random.uniform(0, 2 * np.pi, 2)
     smooth = random.random() > 0.15  # few people write with straight lines alone
 
     lines = []
-    for line in _curves(form, random, unsteady, smooth):
+    for line in _curves(form, random, unsteadiness, smooth):
         x, y = line.T
         y = np.sign(y) * np.abs(y) ** power  # a larger upper or lower half
-        x = x + waves[0] * np.sin(5 * y + phases[0])
-        y = y + waves[1] * np.sin(5 * x + phases[1])
+        x = x + wave_heights[0] * np.sin(5 * y + wave_phases[0])
+        y = y + wave_heights[1] * np.sin(5 * x + wave_phases[1])
         x = x * width - slant * (y - 0.5)
-        cosine = np.cos(turn)
-        sine = np.sin(turn)
-        lines.append(np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=1))
+
+        rotated_x = np.cos(angle) * x - np.sin(angle) * y
+        rotated_y = np.sin(angle) * x + np.cos(angle) * y
+        lines.append(np.stack([rotated_x, rotated_y], axis=1))
     return lines
 
 
 def _curves(
-    form: str, random: np.random.Generator, unsteady: float, smooth: bool = True
+    form: str, random: np.random.Generator, unsteadiness: float, smooth: bool = True
 ) -> list[np.ndarray]:
-    """Return curves through the points of each stroke; equal points move alike."""
-    moved: dict[str, np.ndarray] = {}
+    """Return a curve of 60 points x, y through the points of each stroke.
+
+    Random errors move the points. Points with the same coordinates move alike, so that strokes
+    that meet still meet.
+    """
+    positions: dict[str, np.ndarray] = {}
     curves = []
     for stroke in form.split(" / "):
         for point in stroke.split():
-            if point not in moved:
-                moved[point] = np.array(point.split(","), float) / 100
-                moved[point] += random.normal(0, unsteady, 2)
-        points = np.array([moved[point] for point in stroke.split()])
+            if point not in positions:
+                exact = np.array(point.split(","), float) / 100
+                positions[point] = exact + random.normal(0, unsteadiness, 2)
+        points = np.array([positions[point] for point in stroke.split()])
+
         degree = min(2, len(points) - 1) if smooth else 1
         curve = make_interp_spline(range(len(points)), points, k=degree)
         curves.append(curve(np.linspace(0, len(points) - 1, 60)))
@@ -86,53 +103,65 @@ def _draw(lines: list[np.ndarray], size: tuple[int, int], pen: float) -> np.ndar
     """Return lines drawn with a round pen, floats from 0 to 1 of shape (H, W).
 
     Args:
-        lines: Points x, y in pixels, each of shape (N, 2).
+        lines: Points x, y in pixels, each line of shape (N, 2).
         size: W, H.
         pen: The width of the pen in pixels.
     """
     sheet = Image.new("1", size, 1)
     for line in lines:
         ImageDraw.Draw(sheet).line([tuple(point) for point in line], fill=0)
-    return np.clip(pen / 2 + 0.5 - distance_transform_edt(np.asarray(sheet)), 0, 1)
+
+    distance = distance_transform_edt(np.asarray(sheet))
+    return np.clip(pen / 2 + 0.5 - distance, 0, 1)
 
 
 def write_samples(folder: str | Path, each: int = 6, seed: int = 0) -> list[tuple[Path, str]]:
-    """Write photos of one person's digits and return their paths, each with its digit.
+    """Write photos of one person's digits: ink on grainy paper, JPEG files of 320x320 pixels.
 
-    They are JPEG files of 320x320 pixels: ink on grainy paper, each with a random pen, slant,
-    place and light. The same `seed` gives the same pictures.
+    Each photo has a random pen, slant, position and light.
 
     Args:
-        folder: Where to write them.
-        each: The number of pictures of each digit.
-        seed: The seed of the random numbers.
+        folder: The folder to write them in. It is made if there is none.
+        each: The number of photos of each digit.
+        seed: The seed of the random numbers. The same seed gives the same photos.
+
+    Returns:
+        The path and the digit of each photo.
     """
     random = np.random.default_rng(seed)
-    written = []
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for number, digit in enumerate(random.permutation([*ONE_PERSON] * each)):
-        path = Path(folder) / f"picture {number + 1:03d}.jpg"
+
+    samples = []
+    for number, digit in enumerate(random.permutation([*ONE_PERSON] * each), start=1):
+        path = Path(folder) / f"picture {number:03d}.jpg"
         render_photo(digit, random, 320).save(path, quality=75)
-        written.append((path, str(digit)))
-    return written
+        samples.append((path, str(digit)))
+    return samples
 
 
 def render_photo(digits: str, random: np.random.Generator, height: int) -> Image.Image:
-    """Return a photo of one person's digits side by side, `height` pixels high, dark on paper."""
+    """Return a photo of one person's digits side by side, dark ink on paper.
+
+    Args:
+        digits: The digits from left to right.
+        random: Draws the hand, the pen, the paper and the light.
+        height: The height of the photo in pixels.
+    """
     width = round(height * (0.4 + 0.6 * len(digits)))
     ink = np.zeros((height, width))
-    for place, digit in enumerate(digits):
+    for position, digit in enumerate(digits):
         size = height * random.uniform(0.45, 0.6)
         slant = random.uniform(-0.1, 0.3)
         pen = size * random.uniform(0.03, 0.09)
-        corner = height * np.array([0.3 + 0.6 * place, random.uniform(0.15, 0.3)])
+        corner = height * np.array([0.3 + 0.6 * position, random.uniform(0.15, 0.3)])
 
-        lines = _curves(ONE_PERSON[digit], random, 0.015)
+        lines = _curves(ONE_PERSON[digit], random, unsteadiness=0.015)
         for line in lines:
             line[:, 0] -= slant * (line[:, 1] - 0.5)
         placed = [line * size + corner for line in lines]
         ink = np.maximum(ink, _draw(placed, (width, height), pen))
 
+    # The light fades to the right, and to the upper and lower edge.
     y, x = np.mgrid[:height, :width] / height
     light = 0.9 - random.uniform(0, 0.3) * x / x.max() - random.uniform(0, 0.2) * (y - 0.5) ** 2
     grain = gaussian_filter(random.standard_normal(ink.shape), 1) * 0.04

@@ -1,1 +1,1 @@
-"""Experiments around the core: calibration, distillation, tuning, ablation, robustness, sweeps."""
+"""Experiments with the network: calibration, distillation, tuning, robustness, explanations."""

@@ -1,4 +1,4 @@
-"""The records of `make ideas` and `make ablation`: their tables and figures."""
+"""Tables and figures from the records of `make ideas` and `make ablation`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,46 +25,71 @@ def read_ideas() -> dict:
 def read_record(configuration: str = "") -> dict:
     """Return the record of `make ablation`.
 
-    Raises OSError or ValueError if it is missing or damaged, or if a configuration is named that
-    it has not, or that has no validation accuracies.
+    Args:
+        configuration: The name of a configuration that the record must have, with validation
+            accuracies. "" checks nothing.
+
+    Raises:
+        OSError, ValueError: The record is missing or damaged, or lacks this configuration.
     """
     schema = {"configurations": dict, "best": str, "test_images": int}
     record = read_json(FOLDER / "ablation.json", schema)
 
-    validated = [k for k, v in record["configurations"].items() if not v["recipe"]["all_images"]]
-    if configuration and configuration not in validated:
-        expected = ", ".join(validated)
-        raise ValueError(f"cannot recompute {configuration!r}: expected one of {expected}.")
+    # A configuration that trains on the validation images has no validation accuracy.
+    names = [
+        name
+        for name, entry in record["configurations"].items()
+        if not entry["recipe"]["all_images"]
+    ]
+    if configuration and configuration not in names:
+        raise ValueError(f"cannot recompute {configuration!r}: expected one of {', '.join(names)}.")
     return record
 
 
 def recompute(record: dict, name: str, folder: Path) -> tuple[float, float]:
-    """Train a configuration again; return its mean validation accuracy and that of the record."""
+    """Train a configuration again, with all its seeds.
+
+    Args:
+        record: What `read_record` returns.
+        name: The configuration.
+        folder: Where the new weights and their records go.
+
+    Returns:
+        The new mean validation accuracy and the recorded one.
+    """
     configuration = record["configurations"][name]
-    runs = [{**configuration["recipe"], "seed": run["seed"]} for run in configuration["runs"]]
-    again = mean(run["validation_accuracy"] for run in sweep(runs, folder))
-    recorded = mean(run["validation_accuracy"] for run in configuration["runs"])
-    return again, recorded
+    recorded_runs = configuration["runs"]
+    runs = [{**configuration["recipe"], "seed": run["seed"]} for run in recorded_runs]
+    new_accuracy = mean(run["validation_accuracy"] for run in sweep(runs, folder))
+    recorded_accuracy = mean(run["validation_accuracy"] for run in recorded_runs)
+    return new_accuracy, recorded_accuracy
 
 
 def top_two(labels: torch.Tensor, logits: Sequence[torch.Tensor]) -> list[str]:
-    """Return captions: the label, and each model's two most probable digits in percent."""
+    """Return a caption for each image: its label, and two digits with their probabilities.
+
+    Each model has a line with its two most probable digits, in percent.
+
+    Args:
+        labels: int64 of shape (N,).
+        logits: The logits of each model, of shape (N, classes).
+    """
     captions = []
     for i, label in enumerate(labels):
         lines = [f"label {label}"]
         for model_logits in logits:
-            shares, digits = model_logits[i].softmax(0).topk(2)
-            lines.append(
-                " ".join(f"{d}:{100 * s:.0f}" for d, s in zip(digits, shares, strict=True))
-            )
+            probabilities, digits = model_logits[i].softmax(0).topk(2)
+            first = f"{digits[0]}:{100 * probabilities[0]:.0f}"
+            second = f"{digits[1]}:{100 * probabilities[1]:.0f}"
+            lines.append(f"{first} {second}")
         captions.append("\n".join(lines))
     return captions
 
 
 def correct_mask(run: dict, images: int) -> torch.Tensor:
-    """Return which test images a run of the record classified correctly, bool of shape (N,).
+    """Return which test images a run classified correctly, bool of shape (images,).
 
-    The record has this of each configuration's first run, that of seed 0.
+    Only the first run of each configuration, with seed 0, records this.
     """
     correct = torch.ones(images, dtype=torch.bool)
     correct[run["test_wrong"]] = False
@@ -72,25 +97,26 @@ def correct_mask(run: dict, images: int) -> torch.Tensor:
 
 
 def test_accuracies(record: dict) -> dict[str, list[float]]:
-    """Return the test accuracies, from 0 to 1, of all seeds of each configuration."""
-    n = record["test_images"]
-    return {
-        name: [run["test_correct"] / n for run in configuration["runs"]]
-        for name, configuration in record["configurations"].items()
-    }
+    """Return the test accuracy of each seed, from 0 to 1, for each configuration."""
+    accuracies = {}
+    for name, configuration in record["configurations"].items():
+        counts = [run["test_correct"] for run in configuration["runs"]]
+        accuracies[name] = [count / record["test_images"] for count in counts]
+    return accuracies
 
 
 def ablation_table(record: dict) -> pd.DataFrame:
-    """Return the configurations as a table, each compared with an earlier one.
+    """Return a row for each configuration, with a comparison to an earlier one.
 
-    It has mean and standard deviation over the seeds, and the difference with the p-values of a
-    t-test paired over the seeds and of McNemar's test on the images of seed 0.
+    A row has the mean and the standard deviation over the seeds. The comparison has the difference
+    of the means and two p-values: from a t-test that pairs the seeds, and from McNemar's test on
+    the images of seed 0.
     """
     from scipy.stats import ttest_rel
 
     configurations = record["configurations"]
     accuracies = test_accuracies(record)
-    n = record["test_images"]
+    n_images = record["test_images"]
 
     rows = []
     for name, configuration in configurations.items():
@@ -107,48 +133,67 @@ def ablation_table(record: dict) -> pd.DataFrame:
 
         earlier_name = configuration["compared_with"]
         if earlier_name:
-            earlier = accuracies[earlier_name]
+            earlier_accuracy = accuracies[earlier_name]
+            points = 100 * (mean(accuracy) - mean(earlier_accuracy))
+
+            # A configuration may have more seeds than the other: the t-test takes the common ones.
+            n_seeds = min(len(accuracy), len(earlier_accuracy))
+            seeds_test = ttest_rel(accuracy[:n_seeds], earlier_accuracy[:n_seeds])
+
             earlier_run = configurations[earlier_name]["runs"][0]
-            n_seeds = min(len(accuracy), len(earlier))  # those that both have
-            p_seeds = ttest_rel(accuracy[:n_seeds], earlier[:n_seeds]).pvalue
-            p_images = compare(correct_mask(earlier_run, n), correct_mask(runs[0], n)).p_value
+            images_test = compare(
+                correct_mask(earlier_run, n_images), correct_mask(runs[0], n_images)
+            )
+
             row["compared with"] = earlier_name
-            row["points"] = f"{100 * (mean(accuracy) - mean(earlier)):+.2f}"
-            row["p, seeds"] = f"{p_seeds:.1g}"
-            row["p, images of seed 0"] = f"{p_images:.1g}"
+            row["points"] = f"{points:+.2f}"
+            row["p, seeds"] = f"{seeds_test.pvalue:.1g}"
+            row["p, images of seed 0"] = f"{images_test.p_value:.1g}"
         rows.append(row)
 
     return pd.DataFrame(rows).fillna("").set_index("configuration")
 
 
 def ideas_table(record: dict) -> pd.DataFrame:
-    """Return the record of `make ideas` as a table: percent, and points with intervals."""
+    """Return a row for each idea in the record of `make ideas`.
+
+    Accuracies are in percent. Differences are in percentage points, with the half width of their
+    95% interval.
+    """
     rows = []
     for group, ideas in record["groups"].items():
         for name, idea in ideas.items():
-            is_base = name == "the recipe"  # with which the others are compared
+            warped_points = _points(idea["warped_difference"])
+            disturbed_points = _points(idea["disturbed_difference"])
+            if name == "the recipe":  # the baseline of the differences
+                warped_points = ""
+                disturbed_points = ""
+
             rows.append(
                 {
                     "idea": f"{group}: {name}",
                     "validation loss": f"{idea['validation_loss']:.4f}",
                     "accuracy": f"{idea['validation_accuracy']:.2%}",
                     "warped copies": f"{idea['warped_accuracy']:.2%}",
-                    "warped, points": "" if is_base else _points(idea["warped_difference"]),
+                    "warped, points": warped_points,
                     "disturbed copies": f"{idea['disturbed_accuracy']:.2%}",
-                    "disturbed, points": "" if is_base else _points(idea["disturbed_difference"]),
+                    "disturbed, points": disturbed_points,
                 }
             )
     return pd.DataFrame(rows).set_index("idea")
 
 
 def _points(difference: Sequence[float]) -> str:
-    """Return a difference and the half width of its interval in percentage points."""
+    """Write a difference and the half width of its interval in percentage points."""
     middle, half_width = difference
     return f"{100 * middle:+.2f} ± {100 * half_width:.2f}"
 
 
 def calibration_table(record: dict) -> pd.DataFrame:
-    """Return each configuration's ECE before and after temperature scaling, means of the seeds."""
+    """Return the ECE of each configuration before and after temperature scaling.
+
+    All numbers are means over the seeds.
+    """
     rows = []
     for name, configuration in record["configurations"].items():
         runs = configuration["runs"]
@@ -168,31 +213,39 @@ def ablation_plot(
     published: Mapping[str, float] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw each configuration's test errors, a dot per seed, with mean and standard deviation.
+    """Draw the test errors of each configuration: a dot per seed, and a bar at the mean.
 
-    `accuracies`: name -> test accuracies, from 0 to 1. `published`: of others, drawn as lines.
+    The mean accuracy and its standard deviation stand beside each row.
+
+    Args:
+        accuracies: The test accuracies of each configuration, from 0 to 1.
+        published: Accuracies of other people's networks, drawn as vertical lines.
+        ax: Where to draw.
     """
     ax = ax or new_axes(9.5, 0.9 + 0.5 * len(accuracies))
-    every_accuracy = [accuracy for of_seeds in accuracies.values() for accuracy in of_seeds]
-    highest_error = 100 * (1 - min(every_accuracy))
-    lowest_error = 100 * (1 - max(every_accuracy))
 
-    for i, of_seeds in enumerate(accuracies.values()):
-        errors = 100 * (1 - np.asarray(of_seeds))
-        ax.plot(errors, np.full(len(errors), i), "o", color=BLUE, alpha=0.45, markersize=6)
-        ax.plot(errors.mean(), i, "|", color=BLUE, markersize=22, markeredgewidth=2.5)
-        result = f"{100 - errors.mean():.2f}% ± {errors.std(ddof=1):.2f}"
-        ax.text(1.02, i, result, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
+    for row, seed_accuracies in enumerate(accuracies.values()):
+        errors = 100 * (1 - np.asarray(seed_accuracies))
+        ax.plot(errors, np.full(len(errors), row), "o", color=BLUE, alpha=0.45, markersize=6)
+        ax.plot(errors.mean(), row, "|", color=BLUE, markersize=22, markeredgewidth=2.5)
+        summary = f"{100 - errors.mean():.2f}% ± {errors.std(ddof=1):.2f}"
+        ax.text(1.02, row, summary, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
 
     for name, accuracy in (published or {}).items():
-        ax.axvline(100 * (1 - accuracy), color=GREY, linestyle="--", linewidth=1, zorder=0)
-        ax.text(100 * (1 - accuracy), -0.75, name, ha="center", va="bottom", fontsize=8.5)
+        error = 100 * (1 - accuracy)
+        ax.axvline(error, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        ax.text(error, -0.75, name, ha="center", va="bottom", fontsize=8.5)
 
+    # Small errors are on the right, and the first configuration is on top.
+    largest_error = 100 * (1 - min(min(values) for values in accuracies.values()))
+    smallest_error = 100 * (1 - max(max(values) for values in accuracies.values()))
+    left = 1.3 * largest_error
+    right = 0.7 * smallest_error
     ax.set_xscale("log")
-    ticks = [t for t in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5) if 0.7 * lowest_error < t]
-    ax.set_xticks(ticks, [f"{t:g}%" for t in ticks])
+    ticks = [tick for tick in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5) if tick > right]
+    ax.set_xticks(ticks, [f"{tick:g}%" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlim=(1.3 * highest_error, 0.7 * lowest_error), ylim=(len(accuracies) - 0.5, -0.6))
+    ax.set(xlim=(left, right), ylim=(len(accuracies) - 0.5, -0.6))
     ax.set_yticks(range(len(accuracies)), list(accuracies))
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("test error (log scale)")

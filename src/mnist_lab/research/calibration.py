@@ -1,4 +1,4 @@
-"""Calibration: how far predicted probabilities can be trusted."""
+"""Calibration: how far one can trust the probabilities that a network predicts."""
 
 import math
 from dataclasses import replace
@@ -16,30 +16,36 @@ from mnist_mlp.plots import BLUE, GREY, new_axes
 def calibration(evaluation: Evaluation, bins: int = 15) -> dict[str, Any]:
     """Return the reliability curve and the expected calibration error (ECE).
 
-    The confidences, from 0 to 1, are cut into `bins` of equal width. For the bins that are not
-    empty: `confidence` and `accuracy`, their means, and `count`, their sizes; `ece`, the mean of
-    |accuracy - confidence| weighted by size.
+    The confidence is the highest probability of an image. It falls into one of `bins` bins of
+    equal width between 0 and 1; the curve leaves out empty bins.
+
+    Returns:
+        `confidence` and `accuracy`: the means of each bin, float64 from 0 to 1.
+        `count`: the number of images in each bin.
+        `ece`: the mean of |accuracy - confidence|, weighted by `count`.
+
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     confidence = evaluation.probabilities.amax(dim=1).double().numpy()
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    count = np.bincount(bin_of, minlength=bins)
-    full = count > 0
-    count = count[full]
+    bin_index = np.minimum((confidence * bins).astype(int), bins - 1)
+    count = np.bincount(bin_index, minlength=bins)
+    nonempty = count > 0
+    count = count[nonempty]
 
-    def mean_by_bin(values: np.ndarray) -> np.ndarray:
-        return np.bincount(bin_of, weights=values, minlength=bins)[full] / count
+    def mean_per_bin(values: np.ndarray) -> np.ndarray:
+        return np.bincount(bin_index, weights=values, minlength=bins)[nonempty] / count
 
-    mean_confidence = mean_by_bin(confidence)
-    accuracy = mean_by_bin(evaluation.correct.numpy())
+    mean_confidence = mean_per_bin(confidence)
+    accuracy = mean_per_bin(evaluation.correct.numpy())
     ece = float((np.abs(accuracy - mean_confidence) * count).sum() / count.sum())
     return {"confidence": mean_confidence, "accuracy": accuracy, "count": count, "ece": ece}
 
 
 def fit_temperature(evaluation: Evaluation) -> float:
-    """Return the temperature that minimises the loss: above 1 for an overconfident model.
+    """Return the temperature that minimises the loss; above 1, the model is overconfident.
 
-    To be fitted on validation images. Source: Guo et al., as for `calibration`.
+    Fit it on validation images, never on test images. The search ends at a factor of 20 in either
+    direction. Source: Guo et al., as for `calibration`.
     """
 
     def loss(log_temperature: float) -> float:
@@ -49,27 +55,35 @@ def fit_temperature(evaluation: Evaluation) -> float:
 
 
 def with_temperature(evaluation: Evaluation, temperature: float) -> Evaluation:
-    """Return the evaluation with the logits divided by `temperature`; no prediction changes."""
+    """Return the evaluation with its logits divided by `temperature`; no prediction changes."""
     return replace(evaluation, logits=evaluation.logits / temperature)
 
 
 def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
-    """Draw accuracy with its 95% interval against confidence; numbers count the images."""
+    """Draw accuracy with its 95% interval against confidence; a number counts each bin's images."""
     ax = ax or new_axes(6.4, 4.6)
     curve = calibration(evaluation)
     confidence = curve["confidence"]
     accuracy = curve["accuracy"]
     count = curve["count"]
 
+    intervals = []
+    for bin_accuracy, n in zip(accuracy, count, strict=True):
+        intervals.append(wilson_interval(round(bin_accuracy * n), int(n)))
+    lows = [low for low, _ in intervals]
+    highs = [high for _, high in intervals]
+
     ax.plot([0, 1], [0, 1], "--", color=GREY, label="perfectly calibrated")
-    intervals = [
-        wilson_interval(round(a * n), int(n)) for a, n in zip(accuracy, count, strict=True)
-    ]
-    ax.vlines(confidence, *zip(*intervals, strict=True), color=BLUE, alpha=0.4)
+    ax.vlines(confidence, lows, highs, color=BLUE, alpha=0.4)
     ax.scatter(confidence, accuracy, s=20 + 40 * np.log10(count), color=BLUE, label="this model")
-    for x, (_, high), n in zip(confidence, intervals, count, strict=True):
-        place, height = ("left", 0.95) if n == count.max() else ("center", high + 0.015)
-        ax.text(x + 0.025 * (place == "left"), height, f"{n:,}", ha=place, fontsize=9)
+
+    for x, high, n in zip(confidence, highs, count, strict=True):
+        # The largest bin lies in the upper right corner, where only the space beside it is free.
+        if n == count.max():
+            ax.text(x + 0.025, 0.95, f"{n:,}", ha="left", fontsize=9)
+        else:
+            ax.text(x, high + 0.015, f"{n:,}", ha="center", fontsize=9)
+
     ax.set(
         xlabel="confidence (highest probability)",
         ylabel="accuracy",

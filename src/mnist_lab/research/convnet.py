@@ -6,14 +6,15 @@ from torchvision.ops import Conv2dNormActivation as Convolution  # with batch no
 
 
 class ConvNet(nn.Module):
-    """Eight convolutions with batch normalisation and ReLU, and a linear layer on 3x3 maps.
+    """Eight convolutions with batch normalisation and ReLU, then a linear layer on 3x3 maps.
 
-    The first convolution is 5x5 with stride 2, the others are 3x3. With ten classes and the `width`
+    The first convolution is 5x5 with stride 2; the others are 3x3. With ten classes and a `width`
     of 32 the network has 191,722 parameters.
     """
 
     def __init__(self, classes: int = 10, width: int = 32):
         super().__init__()
+        # Each star unpacks a convolution, its norm and its ReLU: saved weights number them flatly.
         self.layers = nn.Sequential(
             *Convolution(1, width, 5, stride=2),
             *Convolution(width, width),
@@ -30,5 +31,5 @@ class ConvNet(nn.Module):
         ).to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits, float32 of shape (N, classes). `images`: as for `EnhancedNet`."""
+        """Return the logits, float32 of shape (N, classes), of images as for `EnhancedNet`."""
         return self.layers(images.reshape(-1, 1, 28, 28))

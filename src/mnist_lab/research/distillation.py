@@ -24,18 +24,22 @@ def precompute_teacher_logits(
     precision: str = "float32",
     progress: bool = True,
 ) -> list[ImageDataset]:
-    """Return augmented copies of the data set with the teachers' mean logits.
+    """Return augmented copies of the data set with the mean logits of the teachers.
 
-    A teacher costs more than a student's step, so its logits are computed once for all epochs.
+    A teacher's prediction costs more than a student's step, so each copy is predicted only once
+    and then serves all epochs and all students.
 
     Args:
         dataset: The images to augment.
-        teachers: Trained networks.
-        copies: How many copies to make; one of 55,000 images takes 44 MB.
-        augment_strength: As in `Recipe`.
-        seed: Of the random warps.
-        precision: Of the teachers, "float32" or "bfloat16".
+        teachers: Trained networks, all on one device.
+        copies: The number of copies; one copy of 55,000 images takes 44 MB.
+        augment_strength: The strength of the random warps, as in `Recipe`.
+        seed: The seed of the random warps.
+        precision: The teachers compute in "float32" or "bfloat16".
         progress: Whether to show a progress bar.
+
+    Returns:
+        One data set per copy, with uint8 images and float16 `teacher_logits` of shape (N, classes).
 
     Raises ValueError if a teacher has another number of classes than the data set.
     Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
@@ -48,16 +52,16 @@ def precompute_teacher_logits(
     sets = []
     for copy in bar:
         generator = epoch_generator(seed, copy)
-        warped = [
-            random_warp(batch.float() / 255, generator, augment_strength)
-            for batch in dataset.images.to(device).split(1024)
-        ]
+        warped = []
+        for batch in dataset.images.to(device).split(1024):
+            warped.append(random_warp(batch.float() / 255, generator, augment_strength))
         images = (torch.cat(warped) * 255).round().to(torch.uint8).cpu()
         augmented = replace(dataset, images=images)
 
         with autocast:
             on_device = augmented.to(device)
             logits = [evaluate(teacher, on_device).logits for teacher in teachers]
+
         for teacher_logits in logits:
             if teacher_logits.shape[1] != len(dataset.classes):
                 raise ValueError(
@@ -81,9 +85,14 @@ def save_distillation_sets(sets: Sequence[ImageDataset], path: str | Path) -> No
 
 
 def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[ImageDataset]:
-    """Return the augmented copies of the data set in a file, memory-mapped.
+    """Return the augmented copies that `save_distillation_sets` wrote, memory-mapped.
 
-    Raises FileNotFoundError if there is none, ValueError if they are of another data set.
+    Args:
+        path: The file; a relative path starts at the root of the repository.
+        dataset: The data set of which the copies were made; its labels are theirs.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it holds copies of another
+    number of images.
     """
     path = repo_root() / path
     if not path.exists():
@@ -94,5 +103,7 @@ def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[Imag
     if n_images != len(dataset):
         raise ValueError(f"{path} holds copies of {n_images:,} images, expected {len(dataset):,}.")
 
-    pairs = zip(content["images"], content["teacher_logits"], strict=True)
-    return [replace(dataset, images=images, teacher_logits=logits) for images, logits in pairs]
+    sets = []
+    for images, logits in zip(content["images"], content["teacher_logits"], strict=True):
+        sets.append(replace(dataset, images=images, teacher_logits=logits))
+    return sets

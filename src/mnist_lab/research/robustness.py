@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from mnist_lab.research.ablation import test_accuracies
 from mnist_mlp.plots import BLUE, GREY, new_axes
 
-# For each corruption, the disturbance of the robust network's training that is most like it.
+# For each corruption, the strong augmentation that resembles it most.
 RESEMBLES = {
     "shot_noise": "noise",
     "impulse_noise": "the same noise",
@@ -30,10 +30,22 @@ RESEMBLES = {
 }
 
 
-def robustness_table(record: dict) -> pd.DataFrame:
-    """Return the mean accuracy on each corruption of the best and of the robust network.
+def corruption_errors(record: dict) -> dict[str, dict[str, float]]:
+    """Return each configuration's mean test error on each corruption, from 0 to 1."""
+    errors: dict[str, dict[str, float]] = {}
+    for name, configuration in record["configurations"].items():
+        errors[name] = {}
+        for corruption in RESEMBLES:
+            mean_correct = mean(run["corrupted"][corruption] for run in configuration["runs"])
+            errors[name][corruption] = 1 - mean_correct / record["test_images"]
+    return errors
 
-    The last column says what in the robust network's training resembles the corruption.
+
+def robustness_table(record: dict) -> pd.DataFrame:
+    """Return the mean accuracy of the best and of the robust network on each corruption.
+
+    The last column names what the robust network has seen in training that resembles the
+    corruption.
     """
     clean = test_accuracies(record)
     errors = corruption_errors(record)
@@ -50,42 +62,37 @@ def robustness_table(record: dict) -> pd.DataFrame:
     return pd.DataFrame(columns, index=index)
 
 
-def corruption_errors(record: dict) -> dict[str, dict[str, float]]:
-    """Return the mean test error, from 0 to 1, of each configuration on each corruption."""
-    n = record["test_images"]
-    return {
-        name: {
-            corruption: 1 - mean(run["corrupted"][corruption] for run in configuration["runs"]) / n
-            for corruption in RESEMBLES
-        }
-        for name, configuration in record["configurations"].items()
-    }
-
-
 def pareto_plot(
     record: dict, published: Mapping[str, tuple[float, float]] | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw the mean error on the corruptions against the error on clean images, in percent.
 
-    `published`: name -> accuracy on clean images and mean accuracy on the corruptions, of others.
+    Args:
+        record: The record of `make ablation`.
+        published: For each published network, its accuracy on clean images and its mean accuracy
+            on the corruptions, from 0 to 1.
+        ax: Where to draw; None draws on new axes.
     """
     ax = ax or new_axes(9, 5)
     clean = test_accuracies(record)
-    corrupted = corruption_errors(record)
+    errors = corruption_errors(record)
     points = {}
     for name in record["configurations"]:
-        points[name] = (1 - mean(clean[name]), mean(corrupted[name].values()), BLUE)
+        points[name] = (1 - mean(clean[name]), mean(errors[name].values()), BLUE)
     for name, (clean_accuracy, corrupted_accuracy) in (published or {}).items():
         points[name] = (1 - clean_accuracy, 1 - corrupted_accuracy, GREY)
 
     ax.set(xscale="log", yscale="log")
+    label_size = (0.4, 0.05)  # in units of the logarithmic axes
     drawn: list[np.ndarray] = []
     for name, (x, y, colour) in points.items():
         ax.plot(100 * x, 100 * y, "o", color=colour, markersize=8)
-        here = np.log([x, y])
-        close = sum(bool((abs(here - there) < (0.4, 0.05)).all()) for there in drawn)
-        drawn.append(here)
-        offset = (9, 4 - 15 * close)  # labels of points that lie close are below each other
+
+        # Labels of points that lie close together stand below each other.
+        point = np.log([x, y])
+        n_close = sum(bool((abs(point - other) < label_size).all()) for other in drawn)
+        drawn.append(point)
+        offset = (9, 4 - 15 * n_close)
         ax.annotate(name, (100 * x, 100 * y), offset, textcoords="offset points", fontsize=9)
 
     ax.margins(x=0.16, y=0.1)

@@ -1,4 +1,4 @@
-"""Strong augmentation: random disturbances, so that a network is not misled by such things.
+"""Strong augmentation: random changes to training images that make a network robust.
 
 None of them is a function of the robustness test in `corruptions`.
 """
@@ -11,156 +11,174 @@ from torch.nn import functional as F
 
 from mnist_mlp.augment import random_warp
 
+PER_IMAGE = (1, 1)  # one random number for each image, which broadcasts over its pixels
 
-class _Random:
-    """Random tensors of shape (N, ...), one row for each of N images, on their device."""
+
+class BatchRandom:
+    """Draw random tensors of shape (N, *shape), independently for each of N images."""
 
     def __init__(self, images: torch.Tensor, generator: torch.Generator):
         self.n = len(images)
         self.device = images.device
         self.generator = generator
 
-    def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+    def uniform(self, low: float, high: float, shape: tuple[int, ...] = PER_IMAGE) -> torch.Tensor:
+        """Draw numbers from `low` to `high`."""
         fractions = torch.rand(self.n, *shape, generator=self.generator).to(self.device)
         return fractions * (high - low) + low
 
-    def normal(self, *shape: int) -> torch.Tensor:
+    def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Draw numbers from the standard normal distribution."""
         return torch.randn(self.n, *shape, generator=self.generator).to(self.device)
 
     def chance(self, probability: float) -> torch.Tensor:
-        return self.uniform(0, 1, 1, 1) < probability
+        """Draw one bool per image, True with this probability."""
+        return self.uniform(0, 1) < probability
 
 
-def _axes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    _, height, width = images.shape
-    rows = torch.arange(height, device=images.device).float()
-    columns = torch.arange(width, device=images.device).float()
-    return rows[:, None], columns[None]
-
-
-def _wide_warp(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Rotate by up to 25 degrees, scale by up to 30%, shear and shift by up to 4 pixels."""
+def wide_warp(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Rotate by up to 25 degrees, scale by up to 30%, shear, and shift by up to 4 pixels."""
     return random_warp(
         images, random.generator, rotation=25.0, scale=0.3, shear=0.4, shift=4.0, elastic=0.0
     )
 
 
-def _strokes(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Draw one to three straight strokes of random ends, width and grey."""
-    rows, columns = _axes(images)
+def strokes(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Draw one to three straight strokes with random position, direction, length, width, grey."""
+    rows, columns = _coordinates(images)
     for probability in (1.0, 0.5, 0.25):
-        row = random.uniform(0, 27, 1, 1)
-        column = random.uniform(0, 27, 1, 1)
-        angle = random.uniform(0, math.pi, 1, 1)
+        row = random.uniform(0, 27)
+        column = random.uniform(0, 27)
+        angle = random.uniform(0, math.pi)
         along = (rows - row) * angle.sin() + (columns - column) * angle.cos()
         across = (rows - row) * angle.cos() - (columns - column) * angle.sin()
-        inside = along.abs() < random.uniform(4, 40, 1, 1)
-        ink = (random.uniform(0.7, 2.5, 1, 1) - across.abs()).clamp(0, 1)
-        ink = ink * inside * random.uniform(0.4, 1, 1, 1) * random.chance(probability)
+
+        half_length = random.uniform(4, 40)
+        half_width = random.uniform(0.7, 2.5)
+        grey = random.uniform(0.4, 1)
+        is_drawn = random.chance(probability)
+        ink = (half_width - across.abs()).clamp(0, 1)
+        ink = ink * (along.abs() < half_length) * grey * is_drawn
         images = images.maximum(ink)
     return images
 
 
-def _rectangles(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Fill two rectangles with a grey, or invert what is in them."""
-    rows, columns = _axes(images)
-    for _ in range(2):
-        inside = torch.ones_like(images, dtype=torch.bool)
-        for axis, size in ((rows, rows.numel()), (columns, columns.numel())):
-            length = torch.where(random.chance(0.3), size, random.uniform(2, 10, 1, 1))
-            start = random.uniform(0, 1, 1, 1) * (size + 4 - length) - 2
-            inside &= (axis >= start) & (axis < start + length)
-        filling = random.uniform(0, 1, 1, 1)
-        filling = torch.where(random.chance(0.5), 1 - images, filling)
-        images = torch.where(inside, filling, images)
-    return images
-
-
-def _convolution(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Filter with a random 3x3 or dilated 3x3 kernel: around the image, or without a mean."""
-    n = len(images)
-    noise = random.normal(3, 3)
+def convolution(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Filter with a random 3x3 kernel: one that finds edges, one that blurs or a near-identity."""
+    noise = random.normal((3, 3))
     identity = torch.zeros(3, 3, device=images.device)
     identity[1, 1] = 1.0
     edges = (noise - noise.mean((1, 2), keepdim=True)) * 0.7
     blurs = noise.abs() / noise.abs().sum((1, 2), keepdim=True)
-    near = identity + 0.4 * noise
-    kind = random.uniform(0, 1, 1, 1)
-    kernels = torch.where(kind < 0.35, edges, torch.where(kind < 0.65, blurs, near))
-    dilation = 1 + int(random.chance(0.5)[0])  # of the whole batch
+    near_identity = identity + 0.4 * noise
+    choice = random.uniform(0, 1)
+    kernels = torch.where(choice < 0.65, blurs, near_identity)
+    kernels = torch.where(choice < 0.35, edges, kernels)
+
+    # One dilation for the batch: conv2d takes no other, and each image is a group with its kernel.
+    dilation = 1 + int(random.chance(0.5)[0])
     filtered = F.conv2d(
-        images[None], kernels[:, None], padding=dilation, dilation=dilation, groups=n
+        images[None], kernels[:, None], padding=dilation, dilation=dilation, groups=len(images)
     )[0].abs()
     return filtered / filtered.amax((1, 2), keepdim=True).clamp(min=1.0)
 
 
-def _threshold(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Make pixels black or white, sharply or less so."""
-    steepness = random.uniform(2, 20, 1, 1)
-    level = random.uniform(0.15, 0.7, 1, 1)
+def threshold(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Turn greys towards black or white, with a random level and steepness."""
+    steepness = random.uniform(2, 20)
+    level = random.uniform(0.15, 0.7)
     return ((images - level) * steepness + 0.5).clamp(0, 1)
 
 
-def _clouds(images: torch.Tensor, random: _Random) -> torch.Tensor:
+def rectangles(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Fill two rectangles with a grey, or invert the pixels in them."""
+    _, height, width = images.shape
+    rows, columns = _coordinates(images)
+    for _ in range(2):
+        inside = torch.ones_like(images, dtype=torch.bool)
+        for coordinates, size in ((rows, height), (columns, width)):
+            length = torch.where(random.chance(0.3), size, random.uniform(2, 10))
+            start = random.uniform(0, 1) * (size + 4 - length) - 2  # up to 2 pixels outside
+            inside &= (coordinates >= start) & (coordinates < start + length)
+
+        grey = random.uniform(0, 1)
+        filling = torch.where(random.chance(0.5), 1 - images, grey)
+        images = torch.where(inside, filling, images)
+    return images
+
+
+def clouds(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
     """Mix with a smooth random field."""
     _, height, width = images.shape
-    knots = random.normal(1, 5, 5)
+    knots = random.normal((1, 5, 5))
     field = F.interpolate(knots, (height, width), mode="bicubic", align_corners=True)[:, 0]
-    share = random.uniform(0, 0.7, 1, 1)
-    return (1 - share) * images + share * (0.5 + 0.4 * field).clamp(0, 1)
+    opacity = random.uniform(0, 0.7)
+    return (1 - opacity) * images + opacity * (0.5 + 0.4 * field).clamp(0, 1)
 
 
-def _contrast(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Lower the contrast to no less than a fifth and raise black by up to what that leaves."""
-    contrast = random.uniform(0.2, 1, 1, 1)
-    return images * contrast + (1 - contrast) * random.uniform(0, 1, 1, 1)
+def contrast(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Lower the contrast to a fifth or more, and raise the black level within what that leaves."""
+    factor = random.uniform(0.2, 1)
+    return images * factor + (1 - factor) * random.uniform(0, 1)
 
 
-def _noise(images: torch.Tensor, random: _Random) -> torch.Tensor:
-    """Add Gaussian noise, or make pixels black or white."""
-    gaussian = images + random.normal(*images.shape[1:]) * random.uniform(0, 0.4, 1, 1)
-    struck = random.uniform(0, 1, *images.shape[1:]) < random.uniform(0, 0.3, 1, 1)
-    black_or_white = (random.uniform(0, 1, *images.shape[1:]) < 0.5).float()
-    return torch.where(random.chance(0.5), gaussian, torch.where(struck, black_or_white, images))
+def noise(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+    """Add Gaussian noise, or make some pixels black or white."""
+    _, height, width = images.shape
+    pixels = (height, width)
+
+    gaussian = random.normal(pixels) * random.uniform(0, 0.4)
+    is_impulse = random.uniform(0, 1, pixels) < random.uniform(0, 0.3)
+    black_or_white = (random.uniform(0, 1, pixels) < 0.5).float()
+    with_impulses = torch.where(is_impulse, black_or_white, images)
+    return torch.where(random.chance(0.5), images + gaussian, with_impulses)
 
 
-# They are applied in this order, each to an image with this probability.
-DISTURBANCES: dict[Callable[[torch.Tensor, _Random], torch.Tensor], float] = {
-    _wide_warp: 0.35,
-    _strokes: 0.25,
-    _convolution: 0.35,
-    _threshold: 0.15,
-    _rectangles: 0.2,
-    _clouds: 0.2,
-    _contrast: 0.25,
-    _noise: 0.25,
+# The augmentations in the order in which they are applied, with their probabilities.
+AUGMENTATIONS: dict[Callable[[torch.Tensor, BatchRandom], torch.Tensor], float] = {
+    wide_warp: 0.35,
+    strokes: 0.25,
+    convolution: 0.35,
+    threshold: 0.15,
+    rectangles: 0.2,
+    clouds: 0.2,
+    contrast: 0.25,
+    noise: 0.25,
 }
 
 
 def strong_augment(
     images: torch.Tensor, generator: torch.Generator, fraction: float = 0.5
 ) -> torch.Tensor:
-    """Return a copy of the batch in which the first images are disturbed.
+    """Return a copy of the batch in which the first images are strongly augmented.
 
-    Each disturbance is applied to a random part of these images.
+    Each of these images meets each augmentation with the probability in `AUGMENTATIONS`.
 
     Args:
         images: Float32 of shape (N, H, W) from 0 to 1, in random order.
         generator: The source of all random numbers.
-        fraction: How much of the batch to disturb, from 0 to 1.
+        fraction: How much of the batch to augment, from 0 to 1.
 
     Sources: Xu et al., "Robust and generalizable visual representation learning via random
     convolutions", ICLR 2021; Zhong et al., "Random erasing data augmentation", AAAI 2020.
     """
-    changed = images.clone()
+    augmented = images.clone()
     n = round(fraction * len(images))
 
-    for disturbance, probability in DISTURBANCES.items():
+    for augmentation, probability in AUGMENTATIONS.items():
         chosen = (torch.rand(n, generator=generator) < probability).nonzero()[:, 0]
         chosen = chosen.to(images.device)
         if len(chosen):
-            before = changed[chosen]
-            after = disturbance(before, _Random(before, generator))
-            changed[chosen] = after.clamp(0, 1)
+            before = augmented[chosen]
+            after = augmentation(before, BatchRandom(before, generator))
+            augmented[chosen] = after.clamp(0, 1)
 
-    return changed
+    return augmented
+
+
+def _coordinates(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows, (H, 1), and the columns, (1, W), of the pixels."""
+    _, height, width = images.shape
+    rows = torch.arange(height, device=images.device).float()
+    columns = torch.arange(width, device=images.device).float()
+    return rows[:, None], columns[None]

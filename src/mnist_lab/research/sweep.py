@@ -1,4 +1,4 @@
-"""Many training runs, each with its own record, on this machine or on a Dask cluster."""
+"""Train many recipes and seeds, on this machine or on a Dask cluster; keep a record of each run."""
 
 import hashlib
 import json
@@ -32,30 +32,33 @@ from mnist_mlp.train import default_augmentation, fit, resolve_precision
 
 MODELS = {"EnhancedNet": EnhancedNet, "ConvNet": ConvNet}
 
-# The fields of a run beyond those of `Recipe`.
+# The fields that a run has in addition to those of `Recipe`.
 RUN_DEFAULTS: dict[str, Any] = {
     "dataset": "mnist",
     "model": "EnhancedNet",
-    "teacher_logits": "",  # a file of `save_distillation_sets`
+    "teacher_logits": "",  # a file that `save_distillation_sets` wrote
     "all_images": False,  # True: train on the validation images too
     "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
 }
 
+# A record of another version is not used. Raise the number if the same fields would give another
+# training.
 VERSION = {"record": 4, "torch": str(torch.__version__)}
 
 
 def with_defaults(run: dict) -> dict:
-    """Return the run with all its fields; missing ones are those of the published recipe.
+    """Return the run with all its fields. Missing fields get their default values.
 
-    The precision "auto" becomes the one that is used here.
+    The precision "auto" becomes the precision that this machine uses.
 
     Raises:
         TypeError: A field is unknown or has a value of another type.
         ValueError: A value is out of range.
     """
     extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
+
     if extras["model"] not in MODELS:
-        expected = " or ".join(repr(name) for name in MODELS)
+        expected = " or ".join(map(repr, MODELS))
         raise ValueError(f"model must be {expected}, found {extras['model']!r}.")
     if not isinstance(extras["all_images"], bool):
         raise TypeError(f"all_images must be True or False, found {extras['all_images']!r}.")
@@ -71,34 +74,46 @@ def with_defaults(run: dict) -> dict:
 
 def recipe_of(run: dict) -> Recipe:
     """Return the recipe of a run."""
-    return Recipe(**{name: value for name, value in run.items() if name not in RUN_DEFAULTS})
+    fields = {name: value for name, value in run.items() if name not in RUN_DEFAULTS}
+    return Recipe(**fields)
 
 
 def run_name(run: dict) -> str:
-    """Return the name of a run's files: its model, a digest of all its fields, its seed."""
+    """Return the name of a run's files. It consists of the model, a digest and the seed.
+
+    The digest covers all fields, so different runs have different names.
+    """
     run = with_defaults(run)
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     return f"{run['model']}-{digest[:12]}-{run['seed']}"
 
 
 def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
-    """Train each run that has no record in the folder yet; return all records, in order.
+    """Train each run that has no record in the folder yet; return the records of all runs.
 
-    A record is the card of the run's weights (`save_weights`), so a sweep that was killed continues
-    where it was. If a run fails, its record has only `run`, `version` and `failed`, the reason;
-    remove the file to try again.
+    If a sweep is killed, the same call continues it. If a run fails, the others go on. The record
+    of a failed run has only `run`, `version` and `failed`, which is the reason. Remove its file to
+    try again.
 
     Args:
-        runs: The fields of `Recipe` that differ from the default. A run may also have `dataset`,
-            `model` ("EnhancedNet" or "ConvNet"), `teacher_logits` (a file of
-            `save_distillation_sets`), `all_images` (True: train on the validation images too) and
-            `disturbed_share` (the fraction of each batch that `strong_augment` changes).
-        folder: Where the records and weights are.
-        threads: The threads of each run. As many runs train at a time as the processors hold, or
-            as a `cluster` has workers.
+        runs: For each run, the fields of `Recipe` that differ from the default. A run may also
+            have `dataset`, `model` ("EnhancedNet" or "ConvNet"), `teacher_logits` (a file that
+            `save_distillation_sets` wrote), `all_images` (True trains on the validation images
+            too) and `disturbed_share` (the fraction of each batch that `strong_augment` changes).
+        folder: Where the records and weights go. A record is the card of its weights, as
+            `save_weights` writes it.
+        threads: The number of threads of each run. The sweep trains as many runs at a time as the
+            processors hold, or as a `cluster` has workers.
+
+    Returns:
+        A record for each run, in the order of `runs`.
 
     Raises:
-        TypeError, ValueError: A run is invalid. Nothing has been trained then.
+        TypeError, ValueError: A run is invalid. Nothing is trained.
+
+    Example:
+        >>> records = sweep([{"epochs": 5, "seed": seed} for seed in range(3)], "records")
+        >>> [record["validation_accuracy"] for record in records]
     """
     folder = Path(folder)
     runs_by_name = {run_name(run): with_defaults(run) for run in runs}
@@ -117,6 +132,8 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     progress = tqdm(
         trained, "Sweep", total=len(runs_by_name), initial=len(records), file=sys.stdout
     )
+
+    # This process alone writes files, so a worker that is killed leaves no incomplete record.
     for name, model, record in progress:
         if model is None:
             write_json(folder / f"{name}.json", record)
@@ -136,9 +153,15 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
 
 
 def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
-    """Train a run that has all fields; return the model and its record.
+    """Train a run in this process.
 
-    If the training fails, there is no model, and the record says why.
+    Args:
+        run: A run with all its fields, as `with_defaults` returns it.
+        threads: The number of threads.
+
+    Returns:
+        The model and its record. If the training fails, the model is None, and the record has the
+        reason.
     """
     torch.set_num_threads(threads)
     try:
@@ -146,6 +169,7 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
         images = splits.train
         if run["all_images"]:
             images = concatenate(splits.train, splits.validation)
+
         train_sets = [images]
         if run["teacher_logits"]:
             train_sets = load_distillation_sets(run["teacher_logits"], images)
@@ -154,7 +178,7 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
         augment = None
         if run["disturbed_share"]:
             augment = _strong_augmentation(recipe, run["disturbed_share"])
-            # `fit` takes the strengths of its own warps or our function, not both.
+            # The function warps too, and `fit` refuses warps in both places.
             recipe = replace(
                 recipe,
                 augment_strength=Recipe.augment_strength,
@@ -181,7 +205,7 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
 
 
 def _strong_augmentation(recipe: Recipe, fraction: float) -> Callable[..., torch.Tensor]:
-    """Return a function that warps as the recipe says, and then augments a fraction strongly."""
+    """Return a function that warps as the recipe says, then augments a fraction strongly."""
     warp = default_augmentation(recipe)
 
     def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -193,6 +217,7 @@ def _strong_augmentation(recipe: Recipe, fraction: float) -> Callable[..., torch
 
 
 def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, dict]:
+    """Train a run in a worker. The name identifies the result, as runs end in any order."""
     end_with_parent()
     model, record = train_run(run, threads)
     return name, model, record
@@ -200,47 +225,68 @@ def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, d
 
 @cache
 def end_with_parent() -> None:
-    """End this worker within a second of its parent; loky leaves the workers of a killed one."""
+    """End this worker within a second of its parent.
 
-    def watch(parent: int) -> None:
-        while os.getppid() == parent:
+    If the parent is killed, joblib leaves its workers running. In the process that calls `sweep`,
+    this does nothing.
+    """
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def exit_without_parent() -> None:
+        while os.getppid() == parent.pid:
             time.sleep(1)
         os._exit(1)
 
-    if parent_process() is not None:  # not in the process that calls `sweep`
-        Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+    Thread(target=exit_without_parent, daemon=True).start()
 
 
 def read_record(path: Path, run: dict) -> dict | None:
-    """Return the run's record, or None if there is none or it cannot be used."""
+    """Return the record of a run, or None if it is missing or cannot be used."""
     if not path.exists():
         return None
 
     try:
         record = read_json(path, {"run": dict, "version": dict})
         if "failed" not in record:
-            read_card(path.with_suffix(".pth"))  # raises unless it is of these weights
-        if record["run"] != run or record["version"] != VERSION:
-            raise ValueError("it is of another run or version")
+            read_card(path.with_suffix(".pth"))  # raises if the weights are not those of the card
     except (OSError, ValueError) as error:
-        print(f"{path} cannot be used and is computed again: {error!r}.", flush=True)
-        return None
+        reason = repr(error)
+    else:
+        if record["run"] == run and record["version"] == VERSION:
+            return record
+        reason = "it belongs to another run or version"
 
-    return record
+    print(f"{path} cannot be used, so the run is trained again: {reason}.", flush=True)
+    return None
 
 
 @contextmanager
 def cluster(address: str) -> Iterator:
-    """Yield the client of the Dask cluster with the scheduler at `address`: `sweep` runs there.
+    """Let `sweep` train on a Dask cluster.
 
-    Raises ConnectionError if no scheduler answers within ten seconds.
+    Args:
+        address: The address of the scheduler.
+
+    Yields:
+        The client of the cluster.
+
+    Raises:
+        ConnectionError: No scheduler answers within ten seconds.
+
+    Example:
+        >>> with cluster("tcp://SCHEDULER:8786"):
+        ...     records = sweep(runs, "records")
     """
     from distributed import Client
 
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"no Dask scheduler answers at {address}: {error}.") from error
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`."
+        ) from error
 
     with client, parallel_config(backend="dask"):
         yield client

@@ -1,6 +1,7 @@
-"""The trials of an Optuna study, judged on the validation loss: `make tune`'s and a small one.
+"""Search for a better recipe with Optuna; trials are judged on the validation loss.
 
-Optuna is in the extra `[tune]`; the module can be imported without it.
+`make tune` and `small_study` share these functions. Optuna comes with the extra `[tune]`; this
+module can be imported without it.
 """
 
 from __future__ import annotations
@@ -28,26 +29,31 @@ STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
 def suggest(trial: optuna.Trial, space: Mapping, recipe: Recipe) -> Recipe:
-    """Return the recipe with the values that the trial suggests for the fields of the space."""
+    """Return the recipe with new values, which the trial suggests, for the fields of the space."""
     values: dict[str, Any] = {}
     for name, domain in space.items():
         if isinstance(domain, list):
             values[name] = trial.suggest_categorical(name, domain)
             continue
 
-        low, high, *scale = domain
-        is_whole = isinstance(getattr(recipe, name), int)
-        suggest_number = trial.suggest_int if is_whole else trial.suggest_float
-        values[name] = suggest_number(name, low, high, log="log" in scale)
+        low, high = domain[:2]
+        is_log = "log" in domain
+        if isinstance(getattr(recipe, name), int):
+            values[name] = trial.suggest_int(name, low, high, log=is_log)
+        else:
+            values[name] = trial.suggest_float(name, low, high, log=is_log)
 
     return replace(recipe, **values)
 
 
 def train_trial(trial: optuna.Trial, splits: Splits, recipe: Recipe) -> float:
-    """Return the validation loss of a fresh EnhancedNet.
+    """Train a new EnhancedNet and return its validation loss.
 
-    Raises TrialPruned if Optuna stops the trial, which it may after each quarter of the epochs,
-    and FloatingPointError if the loss diverges.
+    The loss is that of the weights that the training ends with.
+
+    Raises:
+        optuna.TrialPruned: Optuna stops the trial. It can do so after each quarter of the epochs.
+        FloatingPointError: The loss diverges.
     """
     import optuna
 
@@ -55,12 +61,13 @@ def train_trial(trial: optuna.Trial, splits: Splits, recipe: Recipe) -> float:
     trial.set_user_attr("epochs", recipe.epochs)
 
     def on_epoch(history: History) -> None:
-        done = len(history.epochs)
+        epoch = len(history.epochs)
         trial.set_user_attr("seconds", time.process_time() - start)
 
-        # Trials with other numbers of epochs have the quarters in common.
-        quarter = 4 * done // recipe.epochs
-        if quarter > 4 * (done - 1) // recipe.epochs:
+        # Trials can differ in their number of epochs, so Optuna compares them at each quarter.
+        quarter = 4 * epoch // recipe.epochs
+        previous_quarter = 4 * (epoch - 1) // recipe.epochs
+        if quarter > previous_quarter:
             trial.report(history.epochs[-1]["validation_loss"], quarter)
             if quarter < 4 and trial.should_prune():
                 raise optuna.TrialPruned
@@ -68,11 +75,12 @@ def train_trial(trial: optuna.Trial, splits: Splits, recipe: Recipe) -> float:
     torch.manual_seed(recipe.seed)
     model = EnhancedNet(len(splits.train.classes))
     history = fit(model, splits.train, splits.validation, recipe, on_epoch=on_epoch, progress=False)
-    return history.epochs[history.best_epoch - 1]["validation_loss"]
+    best_epoch = history.epochs[history.best_epoch - 1]
+    return best_epoch["validation_loss"]
 
 
 def trial_records(study: optuna.Study) -> list[dict[str, Any]]:
-    """Return the trials of a study in plain values, as `tune.json` has them."""
+    """Return the trials of a study as dicts, which `tune.json` contains."""
     records = []
     for trial in study.trials:
         state = STATES[trial.state.name]
@@ -89,14 +97,14 @@ def trial_records(study: optuna.Study) -> list[dict[str, Any]]:
 
 
 def describe_space(space: Mapping) -> dict[str, dict[str, Any]]:
-    """Return the space in plain values, as `tune.json` has it."""
+    """Return the search space as a dict, which `tune.json` contains."""
     described: dict[str, dict[str, Any]] = {}
     for name, domain in space.items():
         if isinstance(domain, list):
             described[name] = {"choices": domain}
         else:
-            low, high, *scale = domain
-            described[name] = {"low": low, "high": high, "log": "log" in scale}
+            low, high = domain[:2]
+            described[name] = {"low": low, "high": high, "log": "log" in domain}
     return described
 
 
@@ -108,21 +116,31 @@ def small_study(
     epochs: int = 3,
     images: int = 9_000,
 ) -> dict[str, Any]:
-    """Search for a better recipe with short trials; return a record like that of `make tune`.
+    """Search for a better recipe with short trials.
 
     Args:
-        splits: The data set. A trial is judged on `validation`.
-        recipe: The recipe to improve. It is the first trial, where the space has its values.
-        space: The fields of `Recipe` to search, each with a range `(low, high)` or
-            `(low, high, "log")` or with a list of choices.
-        trials: How many to train.
-        epochs: How many each trial trains. It is stopped early if its loss is above the median of
-            the others.
-        images: About how many each trial trains on, taken from all over the training set.
+        splits: The data set. The study does not read its test set.
+        recipe: The recipe to improve. The first trial has its values, if the space contains them.
+        space: The fields of `Recipe` to search. Each has a range `(low, high)` or
+            `(low, high, "log")`, or a list of choices.
+        trials: The number of trials.
+        epochs: The number of epochs of each trial. The study stops a trial early if its loss is
+            above the median of the earlier trials.
+        images: About how many training images each trial uses, evenly spread over the training
+            set.
+
+    Returns:
+        A dict with `space`, `trials` and `best`, as in the record of `make tune`. `best` is the
+        number of the best trial, or None if no trial was completed. A trial also has `losses`, the
+        validation loss by epoch.
 
     Raises:
-        TypeError, ValueError: The space is invalid. Nothing has been trained then.
+        TypeError, ValueError: The space is invalid. Nothing is trained.
         ModuleNotFoundError: Optuna is not installed.
+
+    Example:
+        >>> space = {"learning_rate": (0.001, 0.1, "log"), "optimizer": ["adamw", "muon"]}
+        >>> study = small_study(load("mnist"), Recipe(), space)
     """
     check_space(space, recipe)
     try:
@@ -132,9 +150,9 @@ def small_study(
             "This study needs Optuna, an extra: pip install -e '.[tune]'."
         ) from error
 
-    every = max(1, len(splits.train) // images)
-    part = splits.train.subset(torch.arange(0, len(splits.train), every))
-    splits = replace(splits, train=part)
+    step = max(1, len(splits.train) // images)
+    indices = torch.arange(0, len(splits.train), step)
+    splits = replace(splits, train=splits.train.subset(indices))
     recipe = replace(recipe, epochs=epochs)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -144,8 +162,12 @@ def small_study(
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
     study = optuna.create_study(sampler=sampler, pruner=pruner)
 
-    values = {name: getattr(recipe, name) for name in space}
-    study.enqueue_trial({n: value for n, value in values.items() if _contains(space[n], value)})
+    first_trial = {}
+    for name, domain in space.items():
+        value = getattr(recipe, name)
+        if _contains(domain, value):
+            first_trial[name] = value
+    study.enqueue_trial(first_trial)
 
     def objective(trial: optuna.Trial) -> float:
         return train_trial(trial, splits, suggest(trial, space, recipe))
@@ -163,10 +185,12 @@ def small_study(
 
     records = trial_records(study)
     for trial, record in zip(study.trials, records, strict=True):
-        record["losses"] = {
-            math.ceil(quarter * epochs / 4): loss
-            for quarter, loss in trial.intermediate_values.items()
-        }
+        losses = {}
+        for quarter, loss in trial.intermediate_values.items():
+            epoch = math.ceil(quarter * epochs / 4)
+            losses[epoch] = loss
+        record["losses"] = losses
+
     complete = [record for record in records if record["state"] == "complete"]
     best = min(complete, key=lambda record: record["validation_loss"], default=None)
     return {
@@ -179,23 +203,31 @@ def small_study(
 def check_space(space: Mapping, recipe: Recipe) -> None:
     """Raise TypeError or ValueError unless the recipe can have all values of the space."""
     for name, domain in space.items():
-        is_range = isinstance(domain, tuple) and domain[2:] in ((), ("log",)) and len(domain) > 1
-        is_choice = isinstance(domain, list) and bool(domain)
-        if not is_range and not is_choice:
-            expected = '(low, high), (low, high, "log") or a list of choices'
-            raise TypeError(f"{name} must have {expected}, found {domain!r}.")
+        is_choice = isinstance(domain, list) and len(domain) > 0
+        is_range = isinstance(domain, tuple) and len(domain) >= 2 and domain[2:] in ((), ("log",))
+        if not is_choice and not is_range:
+            raise TypeError(
+                f'{name} must have (low, high), (low, high, "log") or a list of choices, '
+                f"found {domain!r}."
+            )
 
-        for value in domain[:2] if is_range else domain:
+        values = domain[:2] if is_range else domain
+        for value in values:
             replace(recipe, **{name: value})  # raises for an unknown name or an invalid value
 
-        if is_range and not domain[0] < domain[1]:
-            raise ValueError(f"{name} must have a low value below the high one, found {domain!r}.")
-        if is_range and domain[2:] and domain[0] <= 0:
-            raise ValueError(f"{name} has a logarithmic range, which must be above 0.")
+        if is_range:
+            low, high = values
+            if low >= high:
+                raise ValueError(
+                    f"{name} must have a low value below the high one, found {domain}."
+                )
+            if "log" in domain and low <= 0:
+                raise ValueError(f"{name} must be above 0 in a logarithmic range, found {domain}.")
 
 
-def _contains(domain: list | tuple, value) -> bool:
+def _contains(domain: list | tuple, value: Any) -> bool:
     """Return whether a value is in a range or among choices."""
     if isinstance(domain, list):
         return value in domain
-    return domain[0] <= value <= domain[1]
+    low, high = domain[:2]
+    return low <= value <= high

@@ -1,7 +1,7 @@
-"""Learning rates tried one by one, and the figures of the studies; judged on validation."""
+"""Try learning rates one by one, and draw the studies of `make tune` and `small_study`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,7 @@ from mnist_mlp.train import fit
 
 
 class OtherNormalisation(nn.Module):
-    """An EnhancedNet whose inputs are normalised by another mean and standard deviation."""
+    """An EnhancedNet that normalises its inputs with its own mean and standard deviation."""
 
     def __init__(self, classes: int, mean: float, std: float):
         super().__init__()
@@ -31,19 +31,27 @@ class OtherNormalisation(nn.Module):
         self.std = std
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits of images that are normalised as all data sets are."""
-        pixels = images * STD + MEAN  # from 0 to 1
+        """Return the logits of a batch whose images are normalised with `MEAN` and `STD`."""
+        pixels = images * STD + MEAN  # back to values from 0 to 1
         return self.network((pixels - self.mean) / self.std)
 
 
 def try_learning_rates(
     splits: Splits, recipe: Recipe, rates: Sequence[float], mean: float = MEAN, std: float = STD
 ) -> dict[float, float]:
-    """Return the best validation accuracy of a fresh EnhancedNet at each peak learning rate.
+    """Train a new EnhancedNet with each peak learning rate.
 
-    `mean` and `std` normalise the inputs of the network; 0 and 1 leave the pixels as they are.
+    Args:
+        splits: The data set.
+        recipe: The recipe, but for the learning rate.
+        rates: The learning rates.
+        mean: The network subtracts this from its pixels, which are from 0 to 1.
+        std: Then the network divides them by this.
+
+    Returns:
+        The best validation accuracy for each learning rate.
     """
-    accuracy = {}
+    accuracies = {}
     for rate in rates:
         torch.manual_seed(recipe.seed)
         model = OtherNormalisation(len(splits.train.classes), mean, std)
@@ -54,24 +62,38 @@ def try_learning_rates(
             replace(recipe, learning_rate=rate),
             progress=False,
         )
-        accuracy[rate] = history.validation_accuracy
-    return accuracy
+        accuracies[rate] = history.validation_accuracy
+    return accuracies
 
 
 def learning_rates_plot(
     accuracies: Mapping[str, Mapping[float, float]], ax: Axes | None = None
 ) -> Axes:
-    """Draw validation accuracy against peak learning rate for each name, the best rate marked."""
+    """Draw curves of the validation accuracy against the peak learning rate.
+
+    A large dot marks the best rate of each curve.
+
+    Args:
+        accuracies: For each curve's name the accuracies by learning rate, as
+            `try_learning_rates` returns them.
+        ax: Where to draw.
+    """
     ax = ax or new_axes(9, 3.6)
-    for i, (name, accuracy) in enumerate(accuracies.items()):
-        rates = sorted(accuracy)
-        best = max(accuracy, key=lambda rate: accuracy[rate])
-        label = f"{name}: {accuracy[best]:.2%} at {best:g}"
-        ax.plot(rates, [accuracy[rate] for rate in rates], "o-", color=f"C{i}", label=label)
-        ax.plot(best, accuracy[best], "o", color=f"C{i}", markersize=11)
+    all_rates: set[float] = set()
+    for i, (name, accuracy_of_rate) in enumerate(accuracies.items()):
+        rates = sorted(accuracy_of_rate)
+        curve = [accuracy_of_rate[rate] for rate in rates]
+        best_rate = max(accuracy_of_rate, key=lambda rate: accuracy_of_rate[rate])
+        best_accuracy = accuracy_of_rate[best_rate]
+
+        label = f"{name}: {best_accuracy:.2%} at {best_rate:g}"
+        ax.plot(rates, curve, "o-", color=f"C{i}", label=label)
+        ax.plot(best_rate, best_accuracy, "o", color=f"C{i}", markersize=11)
+        all_rates.update(rates)
+
     ax.set_xscale("log")
-    every = sorted({rate for accuracy in accuracies.values() for rate in accuracy})
-    ax.set_xticks(every, [f"{rate:g}" for rate in every])
+    ticks = sorted(all_rates)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(xlabel="peak learning rate", ylabel="validation accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -80,39 +102,54 @@ def learning_rates_plot(
 
 
 def tuning_plot(record: Mapping) -> Figure:
-    """Draw the record of `make tune`: importances, the best against the budget, and slices."""
+    """Draw the record of `make tune`.
+
+    The first panel shows the importance of each field, the second one the best loss against the
+    processor seconds that were spent. The others show the loss against each field.
+    """
     figure, axes = plt.subplots(2, 5, figsize=(17, 7), layout="constrained")
+    importance_axes = axes[0, 0]
+    budget_axes = axes[0, 1]
+    field_axes = axes.flat[2:]
+
     trials = record["trials"]
     complete = [trial for trial in trials if trial["state"] == "complete"]
-    losses = [trial["validation_loss"] for trial in complete]
-    best = complete[np.argmin(losses)]
+    complete_losses = [trial["validation_loss"] for trial in complete]
+    best = complete[np.argmin(complete_losses)]
 
-    names = list(record["importance"])[::-1]
-    shares = [record["importance"][name] for name in names]
-    axes[0, 0].barh(names, shares, color=BLUE)
-    axes[0, 0].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0, 0].set(xlabel="share of log loss's variance", title=f"{names[-1]}: {shares[-1]:.0%}")
+    # `barh` draws from the bottom up, so the most important field comes last.
+    fields = list(record["importance"])[::-1]
+    importances = [record["importance"][field] for field in fields]
+    importance_axes.barh(fields, importances, color=BLUE)
+    importance_axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    importance_axes.set(
+        xlabel="share of log loss's variance", title=f"{fields[-1]}: {importances[-1]:.0%}"
+    )
 
     spent = np.cumsum([trial["seconds"] for trial in trials])
-    every = [trial["validation_loss"] or np.inf for trial in trials]
-    axes[0, 1].step(spent, np.minimum.accumulate(every), where="post", color=ORANGE)
-    axes[0, 1].plot(spent, every, "o", color=BLUE, alpha=0.5)
-    share = spent[trials.index(best)] / spent[-1]
-    axes[0, 1].set(xlabel="processor seconds", title=f"Best after {share:.0%} of the budget")
+    losses = [trial["validation_loss"] or np.inf for trial in trials]  # None: it was stopped
+    budget_axes.step(spent, np.minimum.accumulate(losses), where="post", color=ORANGE)
+    budget_axes.plot(spent, losses, "o", color=BLUE, alpha=0.5)
+    budget_share = spent[trials.index(best)] / spent[-1]
+    budget_axes.set(
+        xlabel="processor seconds", title=f"Best after {budget_share:.0%} of the budget"
+    )
 
-    for ax, name in zip(axes.flat[2:], record["space"], strict=True):
-        _slices(ax, name, [record])
-        value = best["params"][name]
+    for ax, field in zip(field_axes, record["space"], strict=True):
+        _draw_losses_by_field(ax, field, [record])
+        value = best["params"][field]
         ax.set_title(f"Best at {value:.3g}" if isinstance(value, float) else f"Best at {value}")
-    _log_losses(axes.flat[1:], losses, (axes[0, 1], axes[1, 0]))
+
+    _use_log_loss_axis(axes.flat[1:], complete_losses, labelled_axes=(budget_axes, axes[1, 0]))
 
     comparison = record["comparison"]
     verdict = "is to be replaced" if comparison["replace"] else "stays"
-    loss = comparison["loss_difference"]
-    error = 2 * comparison["loss_standard_error"]
+    loss_difference = comparison["loss_difference"]
+    two_errors = 2 * comparison["loss_standard_error"]
+    points = 100 * comparison["accuracy_difference"]
     figure.suptitle(
-        f"The default recipe {verdict}: the best one's validation loss differs by {loss:+.4f} "
-        f"± {error:.4f}, its accuracy by {100 * comparison['accuracy_difference']:+.2f} points"
+        f"The default recipe {verdict}: the best one's validation loss differs by "
+        f"{loss_difference:+.4f} ± {two_errors:.4f}, its accuracy by {points:+.2f} points"
     )
     return figure
 
@@ -124,28 +161,35 @@ def read_record() -> dict:
 
 
 def finding(study: Mapping) -> str:
-    """Return in one line what a small study has found."""
+    """Return the result of a small study in one line.
+
+    Args:
+        study: What `trials.small_study` returns.
+    """
     states = [trial["state"] for trial in study["trials"]]
+    losses = [trial["validation_loss"] for trial in study["trials"]]
     best = study["best"]
     if best is None:
         return f"no trial of {len(states)} was completed, so only the recorded study is shown"
 
-    losses = [trial["validation_loss"] for trial in study["trials"]]
     line = f"{len(states)} trials, {states.count('pruned')} stopped early"
     if "failed" in states:
         line += f", {states.count('failed')} diverged"
+
     line += f"; the best validation loss {losses[best]:.3f}"
+    recipe_loss = losses[0]  # None if the recipe itself diverged
     if best == 0:
         line += " is the recipe's"
-    elif losses[0]:
-        line += f", the recipe's {losses[0]:.3f}"
+    elif recipe_loss:
+        line += f", the recipe's {recipe_loss:.3f}"
     return line
 
 
 def study_plot(study: Mapping, recorded: Mapping, name: str) -> Figure:
-    """Draw a small study's losses by epoch, and its slices over those of the record.
+    """Draw a small study over the recorded one.
 
-    A cross is a trial that was stopped early, at the loss that it had then.
+    The first panel shows the loss of each trial by epoch. The others show the last loss against
+    each field. A cross marks a trial that was stopped early.
 
     Args:
         study: What `trials.small_study` returns.
@@ -158,27 +202,42 @@ def study_plot(study: Mapping, recorded: Mapping, name: str) -> Figure:
     figure, axes = plt.subplots(
         rows, columns, figsize=(11, 0.5 + 2.6 * rows), layout="constrained", squeeze=False
     )
-    first, *others = axes.flat
+    epoch_axes = axes[0, 0]
+    field_axes = axes.flat[1:]
 
     for trial in study["trials"]:
         epochs = list(trial["losses"])
         losses = list(trial["losses"].values())
-        colour = {0: "black", study["best"]: ORANGE}.get(trial["number"], BLUE)
-        width = 1.2 if colour == BLUE else 2
-        first.plot(epochs, losses, "o-", color=colour, linewidth=width, markersize=4, alpha=0.7)
+        if trial["number"] == study["best"]:
+            colour = ORANGE
+            width = 2.0
+        elif trial["number"] == 0:  # the recipe
+            colour = "black"
+            width = 2.0
+        else:
+            colour = BLUE
+            width = 1.2
+        epoch_axes.plot(
+            epochs, losses, "o-", color=colour, linewidth=width, markersize=4, alpha=0.7
+        )
         if trial["state"] == "pruned":
-            first.plot(epochs[-1:], losses[-1:], "x", color=BLUE, markersize=8)
-    first.xaxis.set_major_locator(MaxNLocator(integer=True))
-    first.set(xlabel="epoch")
+            epoch_axes.plot(epochs[-1:], losses[-1:], "x", color=BLUE, markersize=8)
+    epoch_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epoch_axes.set(xlabel="epoch")
 
-    for ax, field in zip(others, space, strict=False):
-        _slices(ax, field, [record for record in (recorded, study) if field in record["space"]])
-    for ax in others[len(space) :]:
+    for ax, field in zip(field_axes, space, strict=False):
+        records = [record for record in (recorded, study) if field in record["space"]]
+        _draw_losses_by_field(ax, field, records)
+    for ax in field_axes[len(space) :]:
         ax.set_axis_off()
 
-    every_loss = [loss for trial in study["trials"] for loss in trial["losses"].values()]
-    every_loss += [t["validation_loss"] for t in recorded["trials"] if t["state"] == "complete"]
-    _log_losses(axes.flat, every_loss, axes[:, 0])
+    all_losses = []
+    for trial in study["trials"]:
+        all_losses += trial["losses"].values()
+    for trial in recorded["trials"]:
+        if trial["state"] == "complete":
+            all_losses.append(trial["validation_loss"])
+    _use_log_loss_axis(axes.flat, all_losses, labelled_axes=axes[:, 0])
 
     handles = [
         Line2D([], [], color="black", linewidth=2, marker="o", ms=4, label="the recipe"),
@@ -191,39 +250,59 @@ def study_plot(study: Mapping, recorded: Mapping, name: str) -> Figure:
     return figure
 
 
-def _slices(ax: Axes, field: str, records: Sequence[Mapping]) -> None:
-    """Draw each trial's last validation loss against its value of a field, the last record on top.
+def _draw_losses_by_field(ax: Axes, field: str, records: Sequence[Mapping]) -> None:
+    """Draw the last validation loss of each trial against its value of a field.
 
-    A field that is a choice in one of the records is drawn as one.
+    The last record is coloured; the others are grey. The axis has one tick per choice if the field
+    is a choice in one of the records.
     """
-    domains = [record["space"][field] for record in records]
-    choices = {value for domain in domains for value in domain.get("choices", ())}
-    if choices:
-        choices |= {trial["params"][field] for r in records for trial in r["trials"]}
-        ax.set_xticks(range(len(choices)), sorted(choices))
-    elif domains[-1].get("log"):
+    choices = set()
+    for record in records:
+        choices.update(record["space"][field].get("choices", ()))
+    if choices:  # another record may have a range of the same field
+        for record in records:
+            choices.update(trial["params"][field] for trial in record["trials"])
+    positions = {choice: i for i, choice in enumerate(sorted(choices))}
+
+    if positions:
+        ax.set_xticks(range(len(positions)), list(positions))
+    elif records[-1]["space"][field].get("log"):
         ax.set(xscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=field)
+
     for record in records:
-        colour, best = (BLUE, ORANGE) if record is records[-1] else (GREY, GREY)
+        is_last = record is records[-1]
+        colour = BLUE if is_last else GREY
+        best_colour = ORANGE if is_last else GREY
         for trial in record["trials"]:
             value = trial["params"][field]
-            value = sorted(choices).index(value) if choices else value
+            x = positions[value] if positions else value
+            loss = trial["validation_loss"]
             if trial["number"] == record["best"]:
-                ax.plot(value, trial["validation_loss"], "o", color=best, markersize=9, zorder=4)
+                ax.plot(x, loss, "o", color=best_colour, markersize=9, zorder=4)
             elif trial["state"] == "complete":
-                ax.plot(value, trial["validation_loss"], "o", color=colour, alpha=0.6, zorder=3)
+                ax.plot(x, loss, "o", color=colour, alpha=0.6, zorder=3)
             elif trial.get("losses"):
-                ax.plot(value, list(trial["losses"].values())[-1], "x", color=colour, markersize=8)
+                last_loss = list(trial["losses"].values())[-1]
+                ax.plot(x, last_loss, "x", color=colour, markersize=8)
 
 
-def _log_losses(axes, losses: Sequence[float], labelled) -> None:
-    """Give the axes a logarithmic scale with plain numbers for their validation losses."""
-    ticks = [t for t in (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2) if min(losses) < t < max(losses)]
+def _use_log_loss_axis(
+    axes: Iterable[Axes], losses: Sequence[float], labelled_axes: Iterable[Axes]
+) -> None:
+    """Give the axes a logarithmic y-axis for validation losses, with plain numbers.
+
+    Only the labelled axes say that it is the validation loss.
+    """
+    labelled = list(labelled_axes)
+    lowest = min(losses)
+    highest = max(losses)
+    candidates = (0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
+    ticks = [tick for tick in candidates if lowest < tick < highest]
     for ax in axes:
         ax.set(yscale="log", ylabel="validation loss" if ax in labelled else "")
-        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.set_yticks(ticks, [str(tick) for tick in ticks])
         ax.tick_params(axis="y", which="minor", left=False, labelleft=False)

@@ -1,7 +1,7 @@
 """Understanding a trained network: layers, attributions, neighbours, attacks, compression.
 
-`pixels` are always float32 images of shape (N, 28, 28) from 0, background, to 1, ink; `model` is in
-evaluation mode and takes them normalised, as `EnhancedNet` does.
+Everywhere `pixels` are float32 images of shape (N, 28, 28) from 0 (background) to 1 (ink), and
+`model` is in evaluation mode and takes normalised images, as `EnhancedNet` does.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 from mnist_mlp.data import MEAN, STD, ImageDataset
 from mnist_mlp.files import read_json, repo_root
 
-# Test images for which most of five people chose another digit than the label, and that digit.
+# Test images whose label most of five people rejected, with the digit that they chose.
 # Source: Northcutt, Athalye & Mueller, "Pervasive label errors in test sets destabilize machine
 # learning benchmarks", 2021: mturk/mnist_mturk.json in github.com/cleanlab/label-errors.
 KNOWN_TEST_ERRORS = {
@@ -26,16 +26,19 @@ KNOWN_TEST_ERRORS = {
 
 @torch.no_grad()
 def activations(model: nn.Module, dataset: ImageDataset) -> dict[str, torch.Tensor]:
-    """Return the input and each layer's output for every image, by name, from "pixels" on.
+    """Return the input, named "pixels", and the output of each layer for every image, by name.
 
-    Float32 of shape (N, width); after the ReLU, but for the last layer: those are the logits.
+    Each is float32 of shape (N, width), after the ReLU. The last layer has none: its outputs are
+    the logits.
     """
     x, _, _ = dataset.get_batch(torch.arange(len(dataset)))
     outputs = {"pixels": x}
-    *hidden, (last_name, last_layer) = model.named_children()
-    for name, layer in hidden:
+    layers = list(model.named_children())
+    for name, layer in layers[:-1]:
         x = F.relu(layer(x))
         outputs[name] = x
+
+    last_name, last_layer = layers[-1]
     outputs[last_name] = last_layer(x)
     return outputs
 
@@ -47,18 +50,30 @@ def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of images, from 0 to 1, that are classified as `labels`."""
+    """Return the share of images, from 0 to 1, that the model classifies as `labels`."""
     return float((logits_of(model, pixels).argmax(1) == labels).double().mean())
 
 
 def attributions(
     model: nn.Module, pixels: torch.Tensor, classes: torch.Tensor, steps: int = 32, window: int = 5
 ) -> dict[str, torch.Tensor]:
-    """Return by how much each pixel raises the logit of its image's class, by two methods.
+    """Return by how much each pixel raises the logit of a class, measured with two methods.
 
-    Both compare with an empty image and have the shape of `pixels`. "integrated gradients": the
-    mean gradient over `steps` images on the way from there, times the pixel; they sum to the
-    logit's difference. "occlusion": the logit's fall when a square of `window` pixels is emptied.
+    Both compare the image with an empty one.
+
+    Args:
+        model: The network to explain.
+        pixels: The images.
+        classes: For each image the class whose logit to explain, int64 of shape (N,).
+        steps: How many images between the empty and the given one integrated gradients average.
+        window: The side of the square that occlusion empties, in pixels.
+
+    Returns:
+        "integrated gradients": the mean gradient on the way from the empty image, times the pixel;
+        the values of an image sum to the difference between the two logits.
+        "occlusion": by how much the logit falls when a square around the pixel is emptied.
+        Both have the shape of `pixels`.
+
     Raises ModuleNotFoundError without Captum, which is in the extra `[understand]`.
     Sources: Sundararajan, Taly & Yan, "Axiomatic attribution for deep networks", 2017; Zeiler &
     Fergus, "Visualizing and understanding convolutional networks", 2014.
@@ -69,6 +84,7 @@ def attributions(
         raise ModuleNotFoundError(
             "Attributions need Captum, an extra: pip install -e '.[understand]'."
         ) from error
+
     forward = partial(logits_of, model)
     gradients = IntegratedGradients(forward).attribute(
         pixels, baselines=0.0, target=classes, n_steps=steps
@@ -85,22 +101,28 @@ def attributions(
 
 
 def without_pixels(pixels: torch.Tensor, scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the images with the `count` pixels that have the highest scores set to background."""
+    """Return the images with their `count` pixels of the highest scores set to background."""
     highest = scores.flatten(1).topk(count).indices
     return pixels.flatten(1).scatter(1, highest, 0.0).view_as(pixels)
 
 
-def nearest(
+def nearest_neighbours(
     queries: torch.Tensor, vectors: torch.Tensor, count: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return distances and indices, (N, count), of the `count` vectors nearest to each query.
+    """Return the `count` vectors nearest to each query in Euclidean distance.
 
-    `queries`: of shape (N, width), `vectors`: of shape (M, width). The distance is Euclidean.
+    Args:
+        queries: Float32 of shape (N, width).
+        vectors: Float32 of shape (M, width).
+        count: How many neighbours to find.
+
+    Returns:
+        The distances, ascending, and the indices of the vectors, each of shape (N, count).
     """
     exact = "donot_use_mm_for_euclid_dist"  # a matrix product would round small distances away
     distances = torch.cdist(queries, vectors, compute_mode=exact)
-    nearby = distances.topk(count, largest=False)
-    return nearby.values, nearby.indices
+    neighbours = distances.topk(count, largest=False)
+    return neighbours.values, neighbours.indices
 
 
 def pgd(
@@ -112,11 +134,17 @@ def pgd(
     step_size: float | torch.Tensor | None = None,
     targeted: bool = False,
 ) -> torch.Tensor:
-    """Return the images, each pixel changed by at most `epsilon`, so that the loss is high.
+    """Return adversarial images by projected gradient descent, started at the images themselves.
 
-    Projected gradient descent from the images themselves: `steps` steps along the sign of the
-    gradient, of 2.5 `epsilon` / `steps` if `step_size` is not given. `epsilon`: a number, or one
-    per image of shape (N, 1, 1). `targeted`: `labels` are what the images shall be taken for.
+    Args:
+        model: The network to attack.
+        pixels: The images.
+        labels: The classes to lead away from, int64 of shape (N,).
+        epsilon: By how much each pixel may change: a number, or one per image of shape (N, 1, 1).
+        steps: The number of steps along the sign of the gradient.
+        step_size: How far one step goes; None means 2.5 `epsilon` / `steps`.
+        targeted: If true, lead towards `labels` instead.
+
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018.
     """
     low = (pixels - epsilon).clamp(0, 1)
@@ -127,8 +155,10 @@ def pgd(
     attacked = pixels
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
-        loss = F.cross_entropy(logits_of(model, attacked), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(-loss if targeted else loss, attacked)
+        objective = F.cross_entropy(logits_of(model, attacked), labels, reduction="sum")
+        if targeted:
+            objective = -objective
+        gradient = torch.autograd.grad(objective, attacked)[0]
         attacked = (attacked + step_size * gradient.sign()).clamp(low, high)
     return attacked.detach()
 
@@ -136,74 +166,90 @@ def pgd(
 def fgsm(
     model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
-    """Return the images, each pixel changed by `epsilon` along the sign of the loss's gradient.
+    """Return the images with each pixel changed by `epsilon` along the sign of the loss's gradient.
 
     Source: Goodfellow, Shlens & Szegedy, "Explaining and harnessing adversarial examples", 2015.
     """
     return pgd(model, pixels, labels, epsilon, steps=1, step_size=epsilon)
 
 
-def withstood(
+def accuracy_under_attack(
     models: Mapping[str, nn.Module],
     attack: Callable[..., torch.Tensor],
     pixels: torch.Tensor,
     labels: torch.Tensor,
     epsilons: Sequence[float],
 ) -> dict[str, list[float]]:
-    """Return each named model's accuracy, from 0 to 1, under `fgsm` or `pgd` with each epsilon."""
-    return {
-        name: [accuracy(model, attack(model, pixels, labels, e), labels) for e in epsilons]
-        for name, model in models.items()
-    }
+    """Return each model's accuracy, from 0 to 1, under `fgsm` or `pgd` with each epsilon."""
+    accuracies: dict[str, list[float]] = {}
+    for name, model in models.items():
+        accuracies[name] = []
+        for epsilon in epsilons:
+            attacked = attack(model, pixels, labels, epsilon)
+            accuracies[name].append(accuracy(model, attacked, labels))
+    return accuracies
 
 
-def smallest_changes(
+def minimal_adversarial_examples(
     model: nn.Module, image: torch.Tensor, epsilons: torch.Tensor, classes: int = 10
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return one image turned into each class, (classes, 28, 28), and the epsilons, (classes,).
+    """Turn one image into each class, with the smallest epsilon for which targeted `pgd` succeeds.
 
-    `pgd` tries all `epsilons`, ascending, of shape (M,); the first that succeeds counts. Where none
-    does, epsilon is infinite and the image is that of the last.
+    Args:
+        model: The network to attack.
+        image: One image, of shape (28, 28) or (1, 28, 28).
+        epsilons: The epsilons to try, ascending, of shape (M,).
+        classes: The number of classes.
+
+    Returns:
+        The changed images, (classes, 28, 28), and their epsilons, (classes,). Where no epsilon
+        succeeds, the image is that of the last one and the epsilon is infinite.
     """
-    # Each class with each epsilon: all attacks at once.
+    # Attack with all pairs of a class and an epsilon at once.
     targets = torch.arange(classes).repeat_interleave(len(epsilons))
     images = image.expand(len(targets), 28, 28)
     bounds = epsilons.repeat(classes).view(-1, 1, 1)
     attacked = pgd(model, images, targets, bounds, targeted=True)
 
     success = (logits_of(model, attacked).argmax(1) == targets).view(classes, -1)
-    first = torch.where(success.any(1), success.int().argmax(1), len(epsilons) - 1)
-    chosen = attacked.view(classes, -1, 28, 28)[torch.arange(classes), first]
-    return chosen, torch.where(success.any(1), epsilons[first], torch.inf)
+    possible = success.any(1)
+    smallest = torch.where(possible, success.int().argmax(1), len(epsilons) - 1)
+    changed = attacked.view(classes, -1, 28, 28)[torch.arange(classes), smallest]
+    return changed, torch.where(possible, epsilons[smallest], torch.inf)
 
 
-def pruned(model: nn.Module, share: float) -> nn.Module:
-    """Return a copy in which this share of all weights, the smallest, is zero; biases stay.
+def prune_weights(model: nn.Module, share: float) -> nn.Module:
+    """Return a copy whose smallest weights are zero: a `share`, from 0 to 1, of all weights.
 
-    Source: Han et al., "Learning both weights and connections for efficient neural networks", 2015.
+    The biases stay. Source: Han et al., "Learning both weights and connections for efficient neural
+    networks", 2015.
     """
     masked = copy.deepcopy(model)
-    smaller = copy.deepcopy(model)
-    weights = [(m, "weight") for m in masked.modules() if isinstance(m, nn.Linear)]
+    weights = [(layer, "weight") for layer in masked.modules() if isinstance(layer, nn.Linear)]
     prune.global_unstructured(weights, prune.L1Unstructured, amount=float(share))
     for layer, name in weights:
-        prune.remove(layer, name)  # this moves the weight behind the bias
+        prune.remove(layer, name)
+
+    # prune.remove has moved each weight behind its bias: a fresh copy keeps the model's order.
+    smaller = copy.deepcopy(model)
     smaller.load_state_dict(masked.state_dict())
     return smaller
 
 
 @torch.no_grad()
-def quantised(model: nn.Module, bits: int = 8) -> nn.Module:
-    """Return a copy whose weights are rounded to whole multiples of one step per tensor.
+def quantise_weights(model: nn.Module, bits: int = 8) -> nn.Module:
+    """Return a copy with each weight tensor rounded to 2^`bits` - 1 evenly spaced values.
 
-    There are 2^`bits` - 1 of them, as many below zero as above it. Biases stay.
-    Source: Jacob et al., "Quantization and training of neural networks for efficient
+    The values lie symmetrically around zero, and the largest one is the largest weight. The biases
+    stay. Source: Jacob et al., "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", 2018.
     """
     rounded = copy.deepcopy(model)
-    for weight in (p for p in rounded.parameters() if p.ndim > 1 and p.any()):
-        step = weight.abs().max() / (2 ** (bits - 1) - 1)
-        weight.copy_((weight / step).round() * step)
+    for parameter in rounded.parameters():
+        is_weight = parameter.ndim > 1
+        if is_weight and parameter.any():
+            step = parameter.abs().max() / (2 ** (bits - 1) - 1)
+            parameter.copy_((parameter / step).round() * step)
     return rounded
 
 

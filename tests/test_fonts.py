@@ -1,0 +1,59 @@
+"""Handwriting fonts are read in two halves: one to choose on, the other to report."""
+
+import numpy as np
+from PIL import Image
+
+from mnist_lab.handwriting import fonts
+from mnist_lab.handwriting.preprocess import to_mnist
+
+
+def test_read_fonts_returns_ten_digits_per_font():
+    digits = np.stack(list(fonts.read_fonts().values()))
+
+    assert digits.shape == (103, 10, 48, 48)
+    assert (digits.max((2, 3)) > 0.6).all()  # none is empty, however thin
+    assert digits[:, 1].sum() < 0.8 * digits[:, 8].sum()  # a 1 has less ink than an 8
+
+
+def test_read_half_splits_the_fonts_in_two():
+    to_choose = list(fonts.read_half(0))
+    to_report = list(fonts.read_half(1))
+
+    all_fonts = list(fonts.read_fonts())
+    assert sorted(to_choose + to_report) == sorted(all_fonts)
+    assert to_choose[:2] == [all_fonts[0], all_fonts[2]]
+    assert abs(len(to_choose) - len(to_report)) == 1
+
+
+def test_write_with_pens_has_every_pen_and_slant():
+    two_fonts = list(fonts.read_half(1).values())[:2]
+
+    datasets = fonts.write_with_pens(two_fonts)
+
+    ink = [(dataset.images > 127).float().mean() for dataset in datasets.values()]
+    assert list(datasets) == ["thin", "medium", "thick"]
+    assert ink[0] < ink[1] < ink[2]
+    thin = datasets["thin"]
+    assert thin.labels.tolist() == 2 * [digit for digit in range(10) for _ in range(3)]
+
+
+def test_write_with_pens_slants_as_pillow_does():
+    font = fonts.read_half(1)["Playwrite AR"]
+    picture = Image.fromarray(np.pad(font[4], 16))
+
+    images = fonts.write_with_pens([font])["thin"].images[12:15]
+
+    for image, slant in zip(images, fonts.SLANTS, strict=True):
+        shear = (1, slant, -slant * 40, 0, 1, 0)  # around the middle row
+        slanted = picture.transform((80, 80), Image.AFFINE, shear, Image.BILINEAR)
+        expected = to_mnist(1 - np.asarray(slanted))
+        assert (image.int() - expected.int()).abs().float().mean() < 4
+
+
+def test_ones_are_the_school_fonts_of_a_half():
+    names, images = fonts.ones(1)
+
+    expected = [name for name in fonts.read_half(1) if name.startswith("Playwrite ")]
+    assert [f"Playwrite {name}" for name in names] == expected
+    assert images.shape == (len(names), 28, 28)
+    assert images[:, 7:21].amax(2).min() > 100  # each has a stem from top to bottom

@@ -1,0 +1,67 @@
+"""Synthetic handwriting is varied, repeatable, and looks like MNIST's digits."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT
+from scipy import ndimage
+
+from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
+from mnist_lab.handwriting.synthetic import _curves, synthetic_digits
+from mnist_lab.research.convnet import ConvNet
+from mnist_mlp import evaluate, load_weights
+from mnist_mlp.data import ImageDataset
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    return synthetic_digits(400, seed=3)
+
+
+def test_synthetic_digits_depend_on_the_seed_alone():
+    digits = synthetic_digits(30, seed=3)
+    again = synthetic_digits(30, seed=3)
+    other_seed = synthetic_digits(30, seed=4)
+
+    assert torch.equal(digits.images, again.images)
+    assert torch.equal(digits.labels, again.labels)
+    assert not torch.equal(digits.images, other_seed.images)
+
+
+def test_synthetic_digits_are_placed_like_mnists(digits):
+    """MNIST's makers fitted a digit into 20x20, its centre of mass in the middle of 28x28."""
+    for image in digits.images.numpy():
+        rows, columns = image.nonzero()
+        assert max(np.ptp(rows), np.ptp(columns)) + 1 in (19, 20)  # the faintest edge may be lost
+        assert image.max() == 255
+        assert np.allclose(ndimage.center_of_mass(image), 13.5, atol=0.6)
+
+
+def test_synthetic_digits_have_every_pen_and_form(digits):
+    ink = (digits.images > 127).float().mean((1, 2))
+    n_forms = torch.tensor([len(forms) for forms in FORMS.values()])
+    expected = 400 * n_forms / n_forms.sum()
+
+    assert len(digits.images.flatten(1).unique(dim=0)) == 400
+    assert ink.quantile(0.9) > 2 * ink.quantile(0.1)
+    assert ((digits.labels.bincount() - expected).abs() <= 4 * expected.sqrt()).all()
+
+
+def test_strokes_of_unsteady_digits_still_meet():
+    first, second = _curves("0,0 50,50 / 50,50 90,0", np.random.default_rng(0), unsteadiness=0.1)
+
+    np.testing.assert_allclose(first[-1], second[0])
+
+
+def test_other_network_reads_synthetic_digits(digits):
+    """This network has never seen synthetic digits. It misreads many a 1 with an upstroke."""
+    model = load_weights(ConvNet(), ROOT / "models" / "conv_net.pth")
+
+    correct = evaluate(model, digits).correct
+
+    assert correct[digits.labels != 1].float().mean() >= 0.93
+
+
+def test_forms_do_not_contain_the_hand_of_the_photos():
+    for digit, form in ONE_PERSON.items():
+        assert form not in FORMS[digit]

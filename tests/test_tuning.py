@@ -1,0 +1,249 @@
+"""`make tune` keeps its budget and its rule; the figures show its record."""
+
+import ast
+import importlib
+import json
+import sys
+from dataclasses import replace
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, fit_with, published
+from scipy.stats import sem
+
+from mnist_lab.research import trials, tuning
+from mnist_mlp import EnhancedNet, Recipe, load
+from mnist_mlp.plots import BLUE, GREY, ORANGE
+
+pytest.importorskip("optuna")
+FOLDER = ROOT / "benchmarks" / "accuracy"
+NOTEBOOK = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """The module of `make tune`."""
+    monkeypatch.syspath_prepend(FOLDER)
+    n_threads = torch.get_num_threads()
+    yield importlib.import_module("tune")
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits without a test set, which a search must not read."""
+    return replace(load("digits"), test=None)
+
+
+@pytest.fixture
+def record():
+    published("benchmarks/accuracy/tune.json")
+    return tuning.read_record()
+
+
+# The search
+
+
+def test_search_trains_the_default_first_for_its_budget(tune, digits, monkeypatch):
+    monkeypatch.setattr(tune, "epoch_seconds", lambda splits, recipe: 0.07)
+    (trial,) = tune.search(digits, trials=1, seconds=0.3).trials
+
+    recipe = {**tune.DEFAULT, "epochs": 4, "seed": tune.SEED, "precision": "auto"}
+    torch.manual_seed(tune.SEED)
+    history = fit_with(EnhancedNet(), digits.train, digits.validation, **recipe)
+
+    losses = [epoch["validation_loss"] for epoch in history.epochs]
+    assert trial.params == tune.DEFAULT
+    assert trial.user_attrs["epochs"] == 4
+    assert list(trial.intermediate_values.values()) == losses
+    assert trial.value == losses[history.best_epoch - 1]
+
+
+def test_search_records_a_diverging_trial_and_goes_on(tune, digits, monkeypatch):
+    monkeypatch.setitem(tune.DEFAULT, "learning_rate", 1e6)
+    study = tune.search(digits, trials=2, seconds=0.01)
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+
+
+# The rule
+
+
+def results(losses: np.ndarray, accuracies: np.ndarray) -> list[dict]:
+    pairs = zip(losses.tolist(), accuracies.tolist(), strict=True)
+    return [{"validation_loss": loss, "validation_accuracy": accuracy} for loss, accuracy in pairs]
+
+
+@pytest.mark.parametrize(
+    ("loss_differences", "accuracy_differences", "is_replaced"),
+    [
+        ((-0.001, -0.002, -0.003), (0.001, -0.001, 0), True),
+        ((-0.001, -0.002, -0.003), (0.001, -0.001, -0.001), False),  # less accurate
+        ((-0.001, -0.002, -0.007), (0.001, 0.001, 0.001), False),  # within two standard errors
+        ((0.001, 0.002, 0.003), (0.001, 0.001, 0.001), False),  # a higher loss
+        ((0, 0, 0), (0, 0, 0), False),  # equal
+    ],
+)
+def test_judge_replaces_the_default_only_by_a_clearly_better_one(
+    tune, loss_differences, accuracy_differences, is_replaced
+):
+    losses = np.array([0.010, 0.050, 0.090])
+    accuracies = np.array([0.992, 0.993, 0.994])
+    default = results(losses, accuracies)
+    best = results(losses + loss_differences, accuracies + accuracy_differences)
+
+    verdict = tune.judge(default, best)
+
+    assert verdict["replace"] is is_replaced
+    assert verdict["loss_difference"] == pytest.approx(np.mean(loss_differences))
+    assert verdict["loss_standard_error"] == pytest.approx(sem(loss_differences))
+
+
+# The record and its figures
+
+
+def test_record_matches_the_script_and_follows_the_rule(tune, record):
+    assert record["comparison"] == tune.judge(**record["confirmation"])
+    assert record["trials"][0]["params"] == tune.DEFAULT
+    assert record["space"] == trials.describe_space(tune.SPACE)
+    assert len(record["trials"]) == 40
+    for runs in record["confirmation"].values():
+        assert [run["seed"] for run in runs] == list(tune.CONFIRMATION_SEEDS)
+
+    complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
+    best = min(complete, key=lambda trial: trial["validation_loss"])
+    assert record["best"] == best["number"]
+
+
+def test_tuning_plot_shows_the_record(record):
+    figure = tuning.tuning_plot(record)
+
+    assert "stays" in figure.get_suptitle()
+    titles = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
+    field, importance = max(record["importance"].items(), key=lambda item: item[1])
+    assert titles[0] == f"{field}: {importance:.0%}"
+    seconds = [trial["seconds"] for trial in record["trials"]]
+    budget_share = sum(seconds[: record["best"] + 1]) / sum(seconds)
+    assert f"{budget_share:.0%}" in titles[1]
+    best = record["trials"][record["best"]]
+    assert f"{best['params']['learning_rate']:.3g}" in titles[2]
+    assert str(best["params"]["batch_size"]) in titles[3]
+    assert list(figure.axes[1].lines[0].get_ydata())[-1] == best["validation_loss"]
+
+    batch_size_ticks = [text.get_text() for text in figure.axes[3].get_xticklabels()]
+    assert batch_size_ticks == ["128", "256", "512", "1024"]
+
+
+def trial(number: int, rate: float, losses: dict[int, float]) -> dict:
+    """Return the record of a trial of two epochs, which was stopped if it has only one."""
+    return {
+        "number": number,
+        "state": "complete" if 2 in losses else "pruned",
+        "params": {"learning_rate": rate},
+        "validation_loss": losses.get(2),
+        "losses": losses,
+    }
+
+
+def test_study_plot_draws_a_study_over_the_recorded_one():
+    space = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}}
+    recorded = {"space": space, "best": 0, "trials": [trial(0, 0.03, {2: 0.1})]}
+    recipe = trial(0, 0.005, {1: 0.9, 2: 0.5})
+    best = trial(1, 0.01, {1: 0.8, 2: 0.4})
+    stopped = trial(2, 0.09, {1: 1.5})
+    study = {"space": space, "best": 1, "trials": [recipe, best, stopped]}
+
+    figure = tuning.study_plot(study, recorded, "DIGITS")
+
+    epoch_axes, rate_axes, unused_axes = figure.axes
+    curves = [line.get_xydata().tolist() for line in epoch_axes.lines]
+    assert curves == [[[1, 0.9], [2, 0.5]], [[1, 0.8], [2, 0.4]], [[1, 1.5]], [[1, 1.5]]]
+    colours = [line.get_color() for line in epoch_axes.lines[:3]]
+    assert colours == ["black", ORANGE, BLUE]
+    points = [(*line.get_xydata()[0], line.get_marker()) for line in rate_axes.lines]
+    assert points == [(0.03, 0.1, "o"), (0.005, 0.5, "o"), (0.01, 0.4, "o"), (0.09, 1.5, "x")]
+    colours = [line.get_color() for line in rate_axes.lines]
+    assert colours == [GREY, BLUE, ORANGE, BLUE]
+    assert not unused_axes.axison
+
+
+def test_finding_compares_the_best_trial_with_the_recipe():
+    better = [
+        {"state": "complete", "validation_loss": 0.5},
+        {"state": "complete", "validation_loss": 0.25},
+    ]
+    assert "0.250, the recipe's 0.500" in tuning.finding({"trials": better, "best": 1})
+    assert "0.250 is the recipe's" in tuning.finding({"trials": better[::-1], "best": 0})
+
+
+# The notebook
+
+
+def test_try_learning_rates_trains_with_each_rate(digits):
+    """With the usual normalisation, this is the usual training, except for rounding."""
+    splits = replace(digits, train=digits.train.subset(torch.arange(400)))
+    recipe = Recipe(epochs=3, batch_size=32, precision="float32", augment_strength=0.0)
+    expected = {}
+    for rate in (0.0005, 0.01):
+        torch.manual_seed(recipe.seed)
+        fields = replace(recipe, learning_rate=rate).asdict()
+        history = fit_with(EnhancedNet(), splits.train, splits.validation, **fields)
+        expected[rate] = history.validation_accuracy
+
+    accuracies = tuning.try_learning_rates(splits, recipe, (0.0005, 0.01))
+
+    assert accuracies == pytest.approx(expected, abs=0.05)
+    assert expected[0.01] > expected[0.0005] + 0.1
+
+
+def test_other_normalisation_normalises_the_pixels(digits):
+    model = tuning.OtherNormalisation(10, mean=0.5, std=0.25)
+    images, _, _ = digits.train.get_batch(torch.arange(7))
+
+    logits = model(images)
+
+    pixels = digits.train.images[:7].flatten(1) / 255
+    expected = model.network((pixels - 0.5) / 0.25)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_notebook_quotes_the_record_and_searches_its_space(record):
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    first = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 6. "))
+    last = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 7. "))
+    section = cells[first:last]
+
+    text = " ".join(cell.source for cell in section if cell.cell_type == "markdown")
+    text = " ".join(text.split())
+    comparison = record["comparison"]
+    two_errors = 2 * comparison["loss_standard_error"]
+    assert f"{comparison['loss_difference']:.4f} ± {two_errors:.4f}" in text
+    assert f"{len(record['trials'])} trials of about {record['seconds']} seconds" in text
+    assert not comparison["replace"]
+
+    (cell,) = [cell for cell in section if "space = {" in cell.source]
+    assignment = ast.parse(cell.source).body[0]
+    space = trials.describe_space(ast.literal_eval(assignment.value))
+    for name, domain in record["space"].items():
+        if "choices" in domain:
+            assert set(space[name]["choices"]) <= set(domain["choices"])
+        else:
+            assert space[name] == domain
+
+
+@pytest.mark.campaign
+def test_make_tune_searches_confirms_records_and_draws(tune, tmp_path, monkeypatch):
+    options = ["--trials", "5", "--seconds", "0.2", "--seeds", "2", "--dataset", "digits"]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *options, "--folder", str(tmp_path)])
+
+    tune.main()
+
+    record = json.loads((tmp_path / "tune.json").read_bytes())
+    assert (tmp_path / "tuning.png").exists()
+    assert len(record["trials"]) == 5
+    assert sum(record["importance"].values()) == pytest.approx(1)
+    assert record["comparison"] == tune.judge(**record["confirmation"])
+    for runs in record["confirmation"].values():
+        assert [run["seed"] for run in runs] == [30, 31]
+    assert [run["epochs"] for run in record["confirmation"]["default"]] == [45, 45]
