@@ -99,7 +99,7 @@ def toy() -> tuple[ImageDataset, ImageDataset]:
 
 @pytest.fixture
 def evaluation() -> Evaluation:
-    """Five images, of which the second (c taken for a) is more surely wrong than the fourth."""
+    """Five images; images 1 and 3 are wrong, 1 with the higher confidence."""
     logits = torch.tensor([[9.0, 0, 0], [5.0, 0, 1], [0, 3.0, 0], [0, 2.0, 1], [0, 0, 9.0]])
     return Evaluation(logits, torch.tensor([0, 2, 1, 0, 2]), CLASSES)
 

@@ -1,4 +1,4 @@
-"""What several tests use: files and pictures, and what of this repository is as published."""
+"""Helpers that several test files share."""
 
 import io
 import multiprocessing
@@ -9,8 +9,8 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-# As many processes as processors, each with one thread, which sleeps while it waits: two that spin
-# on a busy machine can cost tenfold. torch reads this when it is imported.
+# pytest-xdist starts one process per core, so each gets one thread. Waiting threads must sleep:
+# spinning ones can slow a busy machine tenfold. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
@@ -39,25 +39,6 @@ def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def fit_with(model, train, validation, **settings):
-    """Call `fit` with the recipe's fields as keyword arguments, and without a progress bar.
-
-    In float32, if they do not say otherwise, as all processors can. A function as `optimizer` or
-    `schedule` goes to `fit` itself.
-    """
-    from mnist_mlp import Recipe, fit
-
-    of_fit = ("loss_fn", "augment", "checkpoint", "on_epoch", "history", "progress")
-    options = {"progress": False}
-    fields = {"precision": "float32"}
-    for name, value in settings.items():
-        if name in of_fit or (name in ("optimizer", "schedule") and callable(value)):
-            options[name] = value
-        else:
-            fields[name] = value
-    return fit(model, train, validation, Recipe(**fields), **options)
-
-
 def assert_same_picture(new: Path, published: Path) -> None:
     """Hold a figure against the published one, which the pinned version of matplotlib drew."""
     pinned = re.search(
@@ -65,12 +46,13 @@ def assert_same_picture(new: Path, published: Path) -> None:
     )
     if matplotlib.__version__ != pinned[1]:
         pytest.skip(f"the published figures are of matplotlib {pinned[1]}")
-    one, other = plt.imread(new), plt.imread(published)
+    one = plt.imread(new)
+    other = plt.imread(published)
     assert one.shape == other.shape
     assert abs(one - other).mean() < 0.001
 
 
-def processes(*preload: str):
+def fresh_process_context(*preload: str):
     """Return multiprocessing's way to start processes that share nothing with this one."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
@@ -80,7 +62,7 @@ def processes(*preload: str):
 
 
 def visible(folder: Path) -> list[str]:
-    """Return the names of a folder's files but for locks, which not every system leaves behind."""
+    """The names of the files in a folder, without lock files."""
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
@@ -96,13 +78,13 @@ def full_disk(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def sample(few, many):
+def few_or_all(few, many):
     """Parametrize a test with a sample of a campaign, and with the whole: `make test-all`."""
     return [few, pytest.param(many, marks=pytest.mark.campaign)]
 
 
-# What Windows does otherwise: killing, and the words of its errors.
-posix = pytest.mark.skipif(os.name == "nt", reason="Windows kills and complains otherwise")
+# Windows has no SIGKILL, and its error messages differ.
+not_on_windows = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 
 def changed(*paths: str) -> list[str] | None:
@@ -115,11 +97,10 @@ def changed(*paths: str) -> list[str] | None:
     return None if done.returncode else [line[3:] for line in done.stdout.splitlines()]
 
 
-def published(*paths: str) -> None:
-    """Skip a test of published files where one of them is not the published one.
+def skip_unless_published(*paths: str) -> None:
+    """Skip the test if one of these files differs from the commit.
 
-    The README's commands replace published files by those of the user's own run, which have other
-    bits. What git has committed is what is published; in CI it must be able to tell.
+    `make` commands overwrite published files with the user's own results.
     """
     found = changed(*paths)
     if found is None:
@@ -133,18 +114,22 @@ def published(*paths: str) -> None:
 
 
 def idx(array: np.ndarray) -> bytes:
-    """Return the array in the IDX format of MNIST's files, after the format's description."""
+    """Return the array in the IDX format of MNIST's files."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def pasted(digit: np.ndarray, random: np.random.Generator, rough: bool) -> np.ndarray:
-    """Paste a 28x28 digit on 280x280: any size, place, polarity, greys; rough: a bad photograph."""
+def paste_digit(digit: np.ndarray, random: np.random.Generator, rough: bool) -> np.ndarray:
+    """Paste a digit at a random size and place, dark on light or light on dark.
+
+    If `rough`, add uneven light, noise and JPEG artefacts.
+    """
     side = int(random.integers(60, 261))
     top, left = random.integers(0, 281 - side, 2)
     ink = np.zeros((280, 280))
     big = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
     ink[top : top + side, left : left + side] = np.asarray(big) / 255
-    paper, pen = random.uniform(0, 0.3), random.uniform(0.6, 1.0)
+    paper = random.uniform(0, 0.3)
+    pen = random.uniform(0.6, 1.0)
     grey = paper + (pen - paper) * ink
     if random.random() < 0.5:
         grey = 1 - grey
@@ -163,14 +148,15 @@ def pasted(digit: np.ndarray, random: np.random.Generator, rough: bool) -> np.nd
     return np.asarray(Image.open(file))
 
 
-def shapes(folder, classes=("crosses", "rings", "élan vital"), count=24):
+def write_shapes(folder, classes=("crosses", "rings", "élan vital"), count=24):
     """Write pictures of three kinds of marks, named with spaces and accents."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:90, :90]
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            down, across = y - random.integers(35, 55), x - random.integers(35, 55)
+            down = y - random.integers(35, 55)
+            across = x - random.integers(35, 55)
             size = random.integers(18, 30)
             near = np.maximum(abs(down), abs(across)) < size
             marks = [

@@ -19,9 +19,9 @@ def warp(images: torch.Tensor, **amounts: float) -> torch.Tensor:
     return random_warp(images, generator(), **all_amounts)
 
 
-def uniform(drawn: torch.Generator, *shape: int) -> np.ndarray:
+def uniform(random: torch.Generator, *shape: int) -> np.ndarray:
     """Draw evenly from -1 to 1, as `random_warp` does."""
-    return (torch.rand(*shape, generator=drawn) * 2 - 1).double().numpy()
+    return (torch.rand(*shape, generator=random) * 2 - 1).double().numpy()
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def test_warp_rotates_as_scipy(blob):
 def test_warp_stretches_and_shears_then_rotates_as_scipy(blob):
     warped = warp(blob.repeat(20, 1, 1), rotation=60.0, scale=0.3, shear=0.5)
 
-    drawn = generator()
-    angles = np.radians(60 * uniform(drawn, 20))
-    sizes = 1 + 0.3 * uniform(drawn, 20, 2)
-    shears = 0.5 * uniform(drawn, 20)
+    random = generator()
+    angles = np.radians(60 * uniform(random, 20))
+    sizes = 1 + 0.3 * uniform(random, 20, 2)
+    shears = 0.5 * uniform(random, 20)
     for i in range(20):
         cos, sin = np.cos(angles[i]), np.sin(angles[i])
         rotation = np.array([[cos, -sin], [sin, cos]])

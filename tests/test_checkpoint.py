@@ -85,31 +85,6 @@ def test_save_weights_refuses_a_card_and_keeps_the_files(model, path, entries, e
     assert visible(path.parent) == ["net.json", "net.pth"]
 
 
-@pytest.mark.parametrize("has_card", [True, False])
-def test_load_weights_with_a_flipped_bit_is_refused_or_unchanged(tmp_path, has_card):
-    """Some bits of the archive's headers mean nothing; only the card's SHA-256 covers them."""
-    path = tmp_path / "net.pth"
-    model = nn.Linear(9, 5)
-    save_weights(model, path)
-    if not has_card:
-        path.with_suffix(".json").unlink()
-    content = path.read_bytes()
-    positions = range(0, len(content), 13)
-
-    refused = 0
-    for i in positions:
-        path.write_bytes(content[:i] + bytes([content[i] ^ 4]) + content[i + 1 :])
-        try:
-            loaded = load_weights(nn.Linear(9, 5), path)
-        except ValueError:
-            refused += 1
-        else:
-            assert same_weights(loaded, model)
-
-    least = len(positions) if has_card else len(positions) / 3
-    assert refused >= least
-
-
 class MakesFolder:
     """Makes a folder when it is unpickled: a trace that code was run."""
 
@@ -176,7 +151,7 @@ def overlap(content: bytes) -> bytes:
         again = copy.copy(max(archive.infolist(), key=lambda record: record.file_size))
         again.filename += " again"
         archive.filelist.append(again)
-        archive.comment = b"so that the directory is written"
+        archive.comment = b"new"  # so that the directory is written
     return file.getvalue()
 
 

@@ -12,7 +12,7 @@ from mnist_lab.handwriting.synthetic import write_samples
 
 
 @pytest.fixture
-def own(tmp_path):
+def pictures(tmp_path):
     """Ten pictures in a folder."""
     write_samples(tmp_path / "my pictures", each=1)
     return Pictures(tmp_path / "my pictures", tmp_path / "samples")
@@ -37,28 +37,29 @@ def test_pictures_are_the_visible_files_of_a_folder(tmp_path):
     (folder / ".hidden").write_text("not a picture")
     (folder / "inner").mkdir()
 
-    own = Pictures(folder, tmp_path / "samples")
+    pictures = Pictures(folder, tmp_path / "samples")
 
-    assert own.paths == sorted(written)
-    assert torch.equal(own.images[3], to_mnist(own.paths[3]))
-    assert torch.equal(own.inputs, (own.images / 255 - 0.1307) / 0.3081)
-    assert np.array_equal(own.photos([2])[0], np.asarray(Image.open(own.paths[2]).convert("L")))
+    assert pictures.paths == sorted(written)
+    assert torch.equal(pictures.images[3], to_mnist(pictures.paths[3]))
+    assert torch.equal(pictures.inputs, (pictures.images / 255 - 0.1307) / 0.3081)
+    photo = np.asarray(Image.open(pictures.paths[2]).convert("L"))
+    assert np.array_equal(pictures.photos([2])[0], photo)
 
 
-def test_labels_are_corrections_or_predictions(own):
-    labels = own.labels(torch.full((10,), 7), {own.paths[0].name: "4"})
+def test_labels_are_corrections_or_predictions(pictures):
+    labels = pictures.labels(torch.full((10,), 7), {pictures.paths[0].name: "4"})
 
     assert labels == ["4"] + ["7"] * 9
     with pytest.raises(ValueError, match=r"IMG_1\.png"):
-        own.labels(torch.zeros(10), {"IMG_1.png": "7"})
+        pictures.labels(torch.zeros(10), {"IMG_1.png": "7"})
 
 
-def test_save_labelled_removes_copies_with_earlier_labels(own):
-    labelled = own.save_labelled(["4"] + ["7"] * 9)
-    assert [path.name for path in (labelled / "4").iterdir()] == [own.paths[0].name]
+def test_save_labelled_removes_copies_with_earlier_labels(pictures):
+    labelled = pictures.save_labelled(["4"] + ["7"] * 9)
+    assert [path.name for path in (labelled / "4").iterdir()] == [pictures.paths[0].name]
     assert len(list((labelled / "7").iterdir())) == 9
 
-    own.save_labelled(["5"] * 10)
+    pictures.save_labelled(["5"] * 10)
     assert [path.name for path in labelled.iterdir()] == ["5"]
 
 

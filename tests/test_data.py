@@ -38,12 +38,6 @@ def test_batches_have_the_bits_of_torchvision():
     assert torch.equal(floats, EVERY_BYTE)  # not normalised in place
 
 
-def test_batches_of_mnist_have_the_bits_of_torchvision(mnist):
-    sample = mnist.test.subset(torch.arange(0, 10_000, 8))
-    images = torch.cat([images for images, _, _ in batches(sample)])
-    assert torch.equal(images, torchvision_batch(sample.images))
-
-
 def test_batches_in_file_order_are_those_of_a_dataloader(toy):
     loader = DataLoader(toy[0], batch_size=64)
     for batch, expected in zip(batches(toy[0], batch_size=64), loader, strict=True):
@@ -97,7 +91,8 @@ def test_batches_and_subset_keep_teacher_logits_with_their_images(toy):
 def test_batches_augment_images_from_0_to_1_and_leave_the_data_set():
     dataset = ImageDataset(EVERY_BYTE, LABELS)
     generator = epoch_generator(0, 1)
-    shared = torch.full((40, 28, 28), 0.5)  # the augmentation's own, which must not change either
+    # `augment` returns this same tensor; `batches` must not change it.
+    shared = torch.full((40, 28, 28), 0.5)
 
     def augment(images, generator_given):
         assert generator_given is generator

@@ -95,7 +95,7 @@ def test_load_refuses_damaged_file(small_mnist, name, damage):
 
     with pytest.raises(ValueError, match=f"{name}.*download=True"):
         load("mnist", small_mnist, download=False)
-    with pytest.raises(ValueError, match=name):  # a damaged MNIST is no missing MNIST
+    with pytest.raises(ValueError, match=name):  # damaged is not missing: no fallback to the digits
         load("auto", small_mnist, download=False)
 
 
@@ -146,6 +146,31 @@ def test_load_auto_without_mnist_warns_and_loads_digits(digits, tmp_path):
     assert torch.equal(splits.validation.images, digits.validation.images)
 
 
+def write_idx(raw, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write the two files of MNIST's format."""
+    (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+    (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+def write_qmnist(raw, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write labels of eight int32 columns: the class, the writer, the source, ..."""
+    columns = np.full((len(labels), 8), 77, ">i4")
+    columns[:, 0] = labels
+    header = b"\0\0\x0c\2" + np.array(columns.shape, ">u4").tobytes()
+    (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+    (raw / f"{prefix}-labels-idx2-int").write_bytes(header + columns.tobytes())
+
+
+def write_usps(path, labels: np.ndarray, random: np.random.Generator) -> None:
+    """Write random images of 16x16 pixels in LIBSVM's text format."""
+    lines = []
+    for label in labels:
+        ink = enumerate(random.uniform(-1, 1, 256), start=1)
+        pixels = " ".join(f"{i}:{value:.4f}" for i, value in ink)
+        lines.append(f"{label + 1} {pixels}")
+    path.write_bytes(bz2.compress("\n".join(lines).encode()))
+
+
 def write_dataset(root, name: str) -> np.ndarray:
     """Write 240 training and 50 test images in the data set's format; return the test images."""
     random = np.random.default_rng(0)
@@ -155,32 +180,14 @@ def write_dataset(root, name: str) -> np.ndarray:
     for part, count in (("train", 240), ("test", 50)):
         images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
-        prefix = f"{name}-{part}"
-
-        if name in ("fashion", "kmnist"):
-            prefix = "train" if part == "train" else "t10k"
-            files = {"images-idx3-ubyte": idx(images), "labels-idx1-ubyte": idx(labels)}
+        if name == "usps":
+            write_usps(root / ("usps.bz2" if part == "train" else "usps.t.bz2"), labels, random)
+        elif name == "qmnist":
+            write_qmnist(raw, f"qmnist-{part}", images, labels)
         elif name == "emnist-digits":
-            transposed = images.transpose(0, 2, 1)
-            files = {"images-idx3-ubyte": idx(transposed), "labels-idx1-ubyte": idx(labels)}
-        elif name == "qmnist":  # int32 columns: the class, the writer, the source, ...
-            columns = np.full((count, 8), 77, ">i4")
-            columns[:, 0] = labels
-            header = b"\0\0\x0c\2" + np.array(columns.shape, ">u4").tobytes()
-            table = header + columns.tobytes()
-            files = {"images-idx3-ubyte": idx(images), "labels-idx2-int": table}
-        else:  # usps: 16x16, in LIBSVM's text format
-            lines = []
-            for label in labels:
-                ink = enumerate(random.uniform(-1, 1, 256), start=1)
-                pixels = " ".join(f"{i}:{value:.4f}" for i, value in ink)
-                lines.append(f"{label + 1} {pixels}")
-            file_name = "usps.bz2" if part == "train" else "usps.t.bz2"
-            (root / file_name).write_bytes(bz2.compress("\n".join(lines).encode()))
-            files = {}
-
-        for suffix, content in files.items():
-            (raw / f"{prefix}-{suffix}").write_bytes(content)
+            write_idx(raw, f"emnist-digits-{part}", images.transpose(0, 2, 1), labels)
+        else:
+            write_idx(raw, "train" if part == "train" else "t10k", images, labels)
 
     return images
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from helpers import fit_with
 from torch.nn import functional as F
 
 from mnist_lab.research.convnet import ConvNet
@@ -16,7 +15,8 @@ from mnist_mlp.augment import random_warp
 from mnist_mlp.data import ImageDataset, epoch_generator
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.model import EnhancedNet
-from mnist_mlp.train import distillation_loss
+from mnist_mlp.recipe import Recipe
+from mnist_mlp.train import distillation_loss, fit
 
 
 def test_distillation_loss_is_hintons_formula():
@@ -48,16 +48,16 @@ def test_fit_distills_only_sets_with_teacher_logits(toy, plain_first):
     plain_loss = float(F.cross_entropy(logits, plain.labels))
     distilled_loss = float(distillation_loss(logits, teacher_logits, 2.5))
 
-    history = fit_with(
-        model,
-        [plain, distilled] if plain_first else [distilled, plain],
-        validation,
+    recipe = Recipe(
+        precision="float32",
         epochs=2,
         batch_size=len(plain),
         learning_rate=1e-9,
         augment_strength=0.0,
         distillation_temperature=2.5,
     )
+    sets = [plain, distilled] if plain_first else [distilled, plain]
+    history = fit(model, sets, validation, recipe, progress=False)
 
     losses = [epoch["loss"] for epoch in history.epochs]
     expected = [plain_loss, distilled_loss] if plain_first else [distilled_loss, plain_loss]
@@ -71,14 +71,15 @@ def test_student_learns_teacher_logits_instead_of_labels(toy):
     teacher_logits = 10.0 * F.one_hot((train.labels + 1) % 10, 10)
     student = EnhancedNet()
 
-    history = fit_with(
+    recipe = Recipe(
+        precision="float32", epochs=15, batch_size=32, augment_strength=0.0, ema_decay=0.9
+    )
+    history = fit(
         student,
         ImageDataset(train.images, train.labels, teacher_logits=teacher_logits),
         ImageDataset(validation.images, (validation.labels + 1) % 10),
-        epochs=15,
-        batch_size=32,
-        augment_strength=0.0,
-        ema_decay=0.9,
+        recipe,
+        progress=False,
     )
 
     assert evaluate(student, validation).accuracy < 0.05
@@ -109,7 +110,7 @@ def test_precompute_teacher_logits_matches_warp_and_teachers(toy, precision):
 
 def test_precompute_teacher_logits_refuses_other_classes(toy):
     teachers = [ConvNet(), ConvNet(classes=7)]
-    with pytest.raises(ValueError, match="10 classes, found one of 7"):
+    with pytest.raises(ValueError, match="7 classes, but the data set has 10"):
         precompute_teacher_logits(toy[0], teachers, copies=1, progress=False)
 
 

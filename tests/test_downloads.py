@@ -2,16 +2,14 @@
 
 import gzip
 import http.server
-import multiprocessing
 import random
-import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import full_disk, posix, sample
+from helpers import few_or_all, full_disk
 
 from mnist_mlp import datasets
 from mnist_mlp.datasets import load
@@ -33,7 +31,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
             self.send_error(fault)
             return
         if fault == "silent":
-            time.sleep(2)  # whoever waits that long gets the file
+            time.sleep(2)  # longer than the client's timeout
         elif fault == "html":
             content = b"<html>Please log in to the network</html>"
         elif fault == "flipped bit":
@@ -151,17 +149,6 @@ def test_download_replaces_damaged_file(server, small_mnist, small_files, damage
     assert server.requests == [("a", IMAGES)]
 
 
-@pytest.mark.parametrize("name", ["mnist", "auto"])
-def test_failed_download_leaves_damaged_file_as_it_is(server, small_mnist, name):
-    path = small_mnist / "MNIST" / "raw" / IMAGES
-    path.write_bytes(b"damaged")
-    server.faults.update(a=503, b=503)
-
-    with pytest.raises(ValueError, match=f"{IMAGES} is truncated.*503"):
-        load(name, small_mnist)
-    assert path.read_bytes() == b"damaged"
-
-
 def test_download_to_full_disk_is_one_error(server, root, small_files):
     with full_disk(50_000), pytest.raises(FileNotFoundError, match="File too large"):
         load("mnist", root)
@@ -172,7 +159,7 @@ def test_download_to_full_disk_is_one_error(server, root, small_files):
     assert files_in(root) == small_files
 
 
-@pytest.mark.parametrize("rounds", sample(2, 30))
+@pytest.mark.parametrize("rounds", few_or_all(2, 30))
 def test_concurrent_downloads_do_not_break_each_other(server, root, small_files, rounds):
     server.faults["a"] = "slow"
     chance = random.Random(0)
@@ -184,22 +171,3 @@ def test_concurrent_downloads_do_not_break_each_other(server, root, small_files,
             second = executor.submit(load, "mnist", root / str(i))
         assert torch.equal(first.result().train.images, second.result().train.images)
         assert files_in(root / str(i)) == small_files
-
-
-@posix
-@pytest.mark.parametrize("kills", sample(1, 20))
-@pytest.mark.filterwarnings("ignore:.*fork")  # the child does not use the server's threads
-def test_killed_download_can_be_repeated(server, root, small_files, kills):
-    server.faults["a"] = "slow"
-    chance = random.Random(0)
-    for _ in range(kills):
-        process = multiprocessing.get_context("fork").Process(target=load, args=("mnist", root))
-        process.start()
-        time.sleep(chance.uniform(0.2, 1.5))
-        process.kill()
-        process.join()
-
-        for name, content in files_in(root).items():
-            assert name.endswith(".tmp") or content == small_files[name]
-        assert load("mnist", root).name == "mnist"
-        shutil.rmtree(root)

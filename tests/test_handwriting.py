@@ -6,7 +6,7 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, published, sample
+from helpers import ROOT, few_or_all, skip_unless_published
 
 from mnist_lab.handwriting import fonts
 from mnist_mlp import EnhancedNet, evaluate, load, load_weights
@@ -26,15 +26,17 @@ def script():
 
 @pytest.fixture
 def record() -> dict:
-    published("benchmarks/accuracy/handwriting.json", WEIGHTS, "models/enhanced_model_best.pth")
+    skip_unless_published(
+        "benchmarks/accuracy/handwriting.json", WEIGHTS, "models/enhanced_model_best.pth"
+    )
     return fonts.read_results()
 
 
-@pytest.mark.parametrize("everything", sample(False, True))
+@pytest.mark.parametrize("everything", few_or_all(False, True))
 def test_record_is_counted_again_from_the_weights(record, script, everything):
-    sets = {"43 people in Turkey, 8x8 pixels": script.scans()}
+    sets = {"43 people in Turkey, 8x8 pixels": script.scikit_learn_digits()}
     if everything:
-        sets["photos of one person's digits"] = script.photos()
+        sets["photos of one person's digits"] = script.rendered_photos()
         sets.update(fonts.font_digits(1))
         assert sets.keys() == record["images"].keys()
 
@@ -51,10 +53,10 @@ def test_record_is_counted_again_from_the_weights(record, script, everything):
 def test_record_holds_the_settings_of_the_script(record, script):
     settings = script.RECIPE.asdict()
     settings["precision"] = record["recipe"]["precision"]  # what "auto" became
-    settings["synthetic"] = script.SYNTHETIC
+    settings["synthetic"] = script.N_SYNTHETIC
     settings["copies"] = script.COPIES
     settings["margin"] = script.MARGIN
-    settings["share"] = script.SHARE
+    settings["share"] = script.KEPT_FRACTION
 
     assert record["recipe"] == settings
     assert [run["seed"] for run in record["runs"]] == list(script.SEEDS)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import processes, sample
+from helpers import few_or_all, fresh_process_context
 
 from mnist_mlp import EnhancedNet, Recipe, fit, load_weights, save_weights
 from mnist_mlp.checkpoint import read_card, read_tensors
 from mnist_mlp.data import ImageDataset
 
-CONTEXT = processes("mnist_mlp.train")
+CONTEXT = fresh_process_context("mnist_mlp.train")
 RECIPE = Recipe(epochs=8, batch_size=32, learning_rate=0.01, precision="float32")
 
 
@@ -48,7 +48,7 @@ def kill_training(folder: Path, seconds: float, after_first_checkpoint: bool) ->
 
 
 @pytest.mark.filterwarnings("ignore:after epoch")  # noise cannot be learned
-@pytest.mark.parametrize("kills", sample(1, 200))
+@pytest.mark.parametrize("kills", few_or_all(1, 200))
 def test_killed_training_continues_to_the_same_bits(tmp_path, kills):
     expected = train_and_save(tmp_path)
     moments = random.Random(0)

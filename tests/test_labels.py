@@ -84,7 +84,7 @@ def test_record_describes_mnists_training_labels(script, record, mnist):
     assert record["folds"] == script.FOLDS
     assert record["images"] == 60_000
     suspicious = record["most_suspicious"]
-    assert len(suspicious) == min(script.LISTED, record["suspicious_labels"])
+    assert len(suspicious) == min(script.N_LISTED, record["suspicious_labels"])
     probabilities = [entry["probability"] for entry in suspicious]
     assert probabilities == sorted(probabilities)
 
@@ -92,7 +92,7 @@ def test_record_describes_mnists_training_labels(script, record, mnist):
     images = training.subset(torch.tensor([entry["index"] for entry in suspicious]))
     assert images.labels.tolist() == [entry["given"] for entry in suspicious]
 
-    # A network trained on these labels has nearly always the suggested one among its first two.
+    # A network trained on these labels almost always ranks the suggested label first or second.
     model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
     suggested = torch.tensor([entry["suggested"] for entry in suspicious])
     first_two = evaluate(model, images).logits.topk(2).indices

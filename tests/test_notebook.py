@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import torch
-from helpers import ROOT, posix, visible
+from helpers import ROOT, not_on_windows, visible
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
@@ -76,7 +76,7 @@ def test_output_path_is_in_repository_by_default(monkeypatch):
     assert notebook.published("models/net.pth") == ROOT / "models" / "net.pth"
 
 
-@posix
+@not_on_windows
 @pytest.mark.parametrize("folder", ["models", "figures"])
 def test_check_parameters_refuses_folder_it_cannot_write(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))

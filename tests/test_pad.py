@@ -47,7 +47,7 @@ def test_pad_answers_with_the_probabilities_of_the_drawing(model, seven):
     assert pad.seen == image.numpy().tobytes()
     np.testing.assert_allclose(pad.probabilities, probabilities_of(model, image), atol=1e-6)
     assert np.argmax(pad.probabilities) == 7
-    assert pad.answer == 1
+    assert pad.answer_count == 1
 
     for empty in (b"", b"\xff" * 280 * 280):
         send(pad, empty)

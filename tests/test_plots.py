@@ -1,6 +1,5 @@
 """Each figure shows the numbers and pictures that it was given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -98,16 +97,3 @@ def test_gallery_without_errors_says_so(evaluation):
     perfect = Evaluation(evaluation.logits, evaluation.predicted, CLASSES)
     ax = plots.misclassified_gallery(perfect, torch.ones(5, 28, 28))
     assert texts(ax) == ["no errors"]
-
-
-def test_plots_draw_on_given_axes(evaluation):
-    figure, axes = plt.subplots(1, 5)
-    images = torch.zeros(5, 28, 28)
-    probability = torch.ones(3) / 3
-
-    assert plots.sample_grid(images[:1], ["a"], ax=axes[0]) is axes[0]
-    assert plots.class_balance({"a": torch.tensor([0, 1, 2])}, CLASSES, axes[1]) is axes[1]
-    assert plots.confusion_matrix(evaluation.confusion, CLASSES, ax=axes[2]) is axes[2]
-    assert plots.misclassified_gallery(evaluation, images, ax=axes[3]) is axes[3]
-    assert plots.probabilities(images[0], probability, CLASSES, axes[4]) is axes[4]
-    assert plt.get_fignums() == [figure.number]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, pasted, sample
+from helpers import ROOT, few_or_all, paste_digit
 from PIL import Image, ImageDraw
 
 from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
@@ -27,18 +27,18 @@ BLANK = np.full_like(SEVEN, 255)
 
 
 def difference(image: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the mean over the pixels, of 255; a rounded centre may move an image by a pixel."""
+    """Mean absolute pixel difference (0 to 255), the smallest over shifts of one pixel."""
     moved = [image.int().roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     return min(float((each - expected.int()).abs().float().mean()) for each in moved)
 
 
 @pytest.mark.filterwarnings("ignore:the picture seems to hold")
 @pytest.mark.parametrize(("rough", "points"), [(False, 1.0), (True, 3.0)])
-@pytest.mark.parametrize("count", sample(100, 2000))
+@pytest.mark.parametrize("count", few_or_all(100, 2000))
 def test_to_mnist_costs_few_points_of_accuracy(mnist, rough, points, count):
     random = np.random.default_rng(0)
     chosen = mnist.test.subset(torch.from_numpy(random.permutation(10_000)[:count]))
-    images = [to_mnist(pasted(digit, random, rough)) for digit in chosen.images.numpy()]
+    images = [to_mnist(paste_digit(digit, random, rough)) for digit in chosen.images.numpy()]
     model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model_best.pth")
 
     before = evaluate(model, chosen).accuracy
@@ -125,9 +125,11 @@ def test_to_mnist_treats_rows_and_columns_alike():
 
 
 def test_to_mnist_keeps_a_stroke_with_a_third_of_the_ink():
+    full_ink = 240
+    third = full_ink // 3
     sheet = BLANK.copy()
-    sheet[40:140, 130:150] = 15
-    sheet[140:240, 130:150] = 255 - 72
+    sheet[40:140, 130:150] = 255 - full_ink
+    sheet[140:240, 130:150] = 255 - third
 
     rows = to_mnist(sheet).amax(1)
 
@@ -188,7 +190,7 @@ REFUSED = {
     "noise": (np.random.default_rng(0).normal(0.5, 0.1, (280, 280)).clip(0, 1), "ink"),
     "NaN": (np.full((9, 9), np.nan), "finite"),
     "large floats": (SEVEN * 1.0, "255"),
-    "large colours": (np.dstack([SEVEN * 1.0] * 3), "0 to 1"),
+    "large colours": (np.dstack([SEVEN * 1.0] * 3), "between 0 and 1"),
     "int64": (SEVEN.astype(np.int64), "int64"),
     "4 axes": (np.zeros((2, 3, 4, 5), np.uint8), r"\(2, 3, 4, 5\)"),
     "empty": (np.zeros((0, 5), np.uint8), r"\(0, 5\)"),
@@ -215,7 +217,7 @@ def test_to_mnist_refuses_files(tmp_path):
     (tmp_path / "pdf.png").write_bytes(b"%PDF-1.7 and so on")
     (tmp_path / "empty.png").write_bytes(b"")
 
-    reasons = {"moves": "frames", "bomb": "large", "cut": "damaged", "pdf": "not", "empty": "not"}
+    reasons = {"moves": "frames", "bomb": "pixels", "cut": "damaged", "pdf": "not", "empty": "not"}
     for path in tmp_path.iterdir():
         if path.name != "whole.png":
             with pytest.raises(ValueError, match=f"{path.name}.* {reasons[path.stem]}"):

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import torch
 import torchvision
-from helpers import ROOT, published
+from helpers import ROOT, skip_unless_published
 
 from mnist_mlp import EnhancedNet, Recipe, evaluate, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -22,7 +22,7 @@ WEIGHTS = ROOT / "models" / "enhanced_model.pth"
 
 @pytest.fixture
 def seeds():
-    published("benchmarks/accuracy/seeds.json")
+    skip_unless_published("benchmarks/accuracy/seeds.json")
     return json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())
 
 
@@ -59,7 +59,7 @@ def test_weights_are_as_accurate_as_their_card_says(mnist):
 
 
 def test_published_weights_are_as_accurate_as_readme_says(mnist, seeds):
-    published("models/enhanced_model.pth", "models/enhanced_model.json")
+    skip_unless_published("models/enhanced_model.pth", "models/enhanced_model.json")
     card = read_card(WEIGHTS)
     test = evaluate(load_weights(EnhancedNet(), WEIGHTS), mnist.test)
 
@@ -69,10 +69,12 @@ def test_published_weights_are_as_accurate_as_readme_says(mnist, seeds):
 
 
 def test_readme_plain_pytorch_gives_the_models_probabilities(monkeypatch):
-    (code,) = [c for c in re.findall(r"```python\n(.*?)```", README, re.S) if "torch.load" in c]
+    snippets = re.findall(r"```python\n(.*?)```", README, re.S)
+    code = next(snippet for snippet in snippets if "torch.load" in snippet)
     images = torch.randint(256, (1, 28, 28), dtype=torch.uint8)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype: images)  # the snippet's example
+    # The snippet's example image is torch.zeros(...)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, dtype: images)
     names = {}
     exec(code, names)
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from mnist_mlp import EnhancedNet, Recipe, fit, save_weights
 from mnist_mlp.data import ImageDataset
 
-# The toy data are few, and some of these trainings too short to learn anything.
+# The toy data are few, and some of these runs too short to learn anything.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:after epoch"),
     pytest.mark.filterwarnings("ignore:batch_size is"),
@@ -122,6 +122,7 @@ def test_resumed_training_is_bit_identical(toy, tmp_path, new_net, recipe, funct
     with pytest.raises(RuntimeError, match="crash"):
         fit(new_net(), train_until_crash, validation, recipe, checkpoint=path, **functions)
     model = new_net()
+    # Without a checkpoint the run starts anew and needs the same seed.
     if path.exists():
         torch.manual_seed(99)  # a new process has another random state
     history = fit(model, train, validation, recipe, checkpoint=path, **functions)

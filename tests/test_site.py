@@ -31,7 +31,7 @@ def site(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pages(site, browser) -> dict[Path, dict]:
+def report_by_page(site, browser) -> dict[Path, dict]:
     """What a phone's browser finds on each page, the requests that it makes, its complaints."""
     tab = browser.new_page(viewport={"width": 390, "height": 844})
     complaints = []
@@ -41,17 +41,17 @@ def pages(site, browser) -> dict[Path, dict]:
     tab.on("request", lambda request: requests.append(request.url))
     tab.route("http*://**", lambda route: route.abort())  # a test uses no network
 
-    pages = {}
+    report_by_page = {}
     for path in sorted(site.rglob("*.html")):
         tab.goto(path.as_uri())
-        page = tab.evaluate(INSPECT)
-        page["requests"] = requests.copy()
-        page["complaints"] = complaints.copy()
-        pages[path] = page
+        report = tab.evaluate(INSPECT)
+        report["requests"] = requests.copy()
+        report["complaints"] = complaints.copy()
+        report_by_page[path] = report
         requests.clear()
         complaints.clear()
     tab.close()
-    return pages
+    return report_by_page
 
 
 def local_path(url: str) -> Path | None:
@@ -75,12 +75,14 @@ def test_site_has_the_page_every_notebook_and_both_packages(site):
             assert (site / "api" / module.with_suffix(".html")).exists(), module
 
 
-def test_pages_load_nothing_from_other_hosts_and_complain_of_nothing(site, pages):
-    for path, page in pages.items():
-        for url in page["requests"]:
+def test_pages_load_nothing_from_other_hosts_and_complain_of_nothing(site, report_by_page):
+    for path, report in report_by_page.items():
+        for url in report["requests"]:
             if not url.startswith(("data:", "blob:")):
-                assert (local_path(url) or Path()).is_relative_to(site), f"{path}: {url}"
-        assert page["complaints"] == [], path
+                target = local_path(url)
+                assert target, f"{path}: {url}"
+                assert target.is_relative_to(site), f"{path}: {url}"
+        assert report["complaints"] == [], path
 
 
 def test_site_names_no_folder_of_the_machine_that_built_it(site):
@@ -88,30 +90,30 @@ def test_site_names_no_folder_of_the_machine_that_built_it(site):
         assert ROOT.as_posix().encode() not in path.read_bytes(), path
 
 
-def test_pages_of_our_own_are_as_narrow_as_a_phone(site, pages):
-    for path, page in pages.items():
+def test_pages_of_our_own_are_as_narrow_as_a_phone(site, report_by_page):
+    for path, report in report_by_page.items():
         if not path.is_relative_to(site / "api"):
-            assert page["width"] <= 390, path
+            assert report["width"] <= 390, path
 
 
-def test_links_lead_to_files_and_ids_that_exist(site, pages):
-    for path, page in pages.items():
-        for url in page["links"] + page["files"]:
+def test_links_lead_to_files_and_ids_that_exist(site, report_by_page):
+    for path, report in report_by_page.items():
+        for url in report["links"] + report["files"]:
             target = local_path(url)
             if target is None:
                 continue
             assert target.is_file(), f"{path}: {url}"
             assert target.is_relative_to(site), f"{path}: {url}"
             fragment = unquote(urldefrag(url).fragment)
-            if fragment and target in pages:
-                assert fragment in pages[target]["ids"], f"{path}: {url}"
+            if fragment and target in report_by_page:
+                assert fragment in report_by_page[target]["ids"], f"{path}: {url}"
 
 
-def test_every_page_is_reached_from_the_first(site, pages):
+def test_every_page_is_reached_from_the_first(site, report_by_page):
     reached = set()
     new = {site / "index.html"}
     while new:
         reached |= new
-        linked = {local_path(url) for path in new for url in pages[path]["links"]}
-        new = linked & set(pages) - reached
-    assert reached == set(pages)
+        linked = {local_path(url) for path in new for url in report_by_page[path]["links"]}
+        new = linked & set(report_by_page) - reached
+    assert reached == set(report_by_page)

@@ -38,12 +38,13 @@ def test_story(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(interrupted, *data, recipe, checkpoint=checkpoint, on_epoch=press_ctrl_c)
 
-    # The same call continues the training. The weights are the same to the bit.
+    # A new process starts with a new network; the same call continues from the checkpoint.
     continued = new_network()
     fit(continued, *data, recipe, checkpoint=checkpoint)
     assert torch.equal(evaluate(continued, splits.test).logits, result.logits)
 
     # Compare the interrupted network with the trained one, on the same images.
     comparison = compare(evaluate(interrupted, splits.test).correct, result.correct)
+    # The 95% interval of the gain in accuracy is above zero.
     assert comparison.low > 0
     assert comparison.verdict == "better"

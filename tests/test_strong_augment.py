@@ -35,13 +35,13 @@ def test_augmentation_changes_images_and_leaves_a_digit(images, augmentation):
 
 
 def test_strong_augment_changes_only_first_fraction(images):
-    augmented = strong_augment(images, generator(), fraction=0.25)
+    augmented = strong_augment(images, generator(), strong_fraction=0.25)
 
     is_changed = (augmented != images).flatten(1).any(1)
     assert is_changed[:100].float().mean() > 0.8
     assert not is_changed[100:].any()
     assert 0 <= augmented.min() <= augmented.max() <= 1
-    assert torch.equal(strong_augment(images, generator(), fraction=0.0), images)
+    assert torch.equal(strong_augment(images, generator(), strong_fraction=0.0), images)
 
 
 def test_strong_augment_applies_each_with_its_probability(images):
@@ -49,7 +49,7 @@ def test_strong_augment_applies_each_with_its_probability(images):
     batch = images.repeat(25, 1, 1)
     expected = np.prod([1 - probability for probability in AUGMENTATIONS.values()])
 
-    augmented = strong_augment(batch, generator(), fraction=1.0)
+    augmented = strong_augment(batch, generator(), strong_fraction=1.0)
 
     is_unchanged = (augmented == batch).flatten(1).all(1)
     assert float(is_unchanged.float().mean()) == pytest.approx(expected, abs=0.01)

@@ -11,7 +11,7 @@ from threading import Thread, Timer
 
 import pytest
 import torch
-from helpers import posix
+from helpers import not_on_windows
 from joblib import parallel_config
 
 from mnist_lab.research.convnet import ConvNet
@@ -66,7 +66,7 @@ def assert_same_training(record: dict, folder, history, model) -> None:
         assert torch.equal(tensor, saved[name])
 
 
-# Trainings
+# Runs
 
 
 def test_sweep_trains_what_fit_trains(digits, tmp_path):
@@ -215,7 +215,7 @@ def test_sweep_records_nothing_of_an_interrupted_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@posix
+@not_on_windows
 def test_sweep_continues_after_sigkill_and_leaves_no_worker(tmp_path):
     folder = tmp_path / "killed"
     runs = [{**QUICK, "epochs": epochs} for epochs in (1, 10, 11)]
@@ -238,7 +238,7 @@ def test_sweep_continues_after_sigkill_and_leaves_no_worker(tmp_path):
 
 
 @pytest.mark.campaign
-@posix
+@not_on_windows
 def test_cluster_loses_a_worker_but_no_record(tmp_path):
     distributed = pytest.importorskip("distributed")
     runs = [{**QUICK, "epochs": 8, "seed": seed} for seed in range(8)]

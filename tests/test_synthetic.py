@@ -7,7 +7,7 @@ from helpers import ROOT
 from scipy import ndimage
 
 from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
-from mnist_lab.handwriting.synthetic import _curves, synthetic_digits
+from mnist_lab.handwriting.synthetic import synthetic_digits
 from mnist_lab.research.convnet import ConvNet
 from mnist_mlp import evaluate, load_weights
 from mnist_mlp.data import ImageDataset
@@ -45,12 +45,6 @@ def test_synthetic_digits_have_every_pen_and_form(digits):
     assert len(digits.images.flatten(1).unique(dim=0)) == 400
     assert ink.quantile(0.9) > 2 * ink.quantile(0.1)
     assert ((digits.labels.bincount() - expected).abs() <= 4 * expected.sqrt()).all()
-
-
-def test_strokes_of_unsteady_digits_still_meet():
-    first, second = _curves("0,0 50,50 / 50,50 90,0", np.random.default_rng(0), unsteadiness=0.1)
-
-    np.testing.assert_allclose(first[-1], second[0])
 
 
 def test_other_network_reads_synthetic_digits(digits):

@@ -17,7 +17,7 @@ from torchvision import transforms
 from mnist_mlp import EnhancedNet, History, Recipe, evaluate, fit
 from mnist_mlp.data import ImageDataset, Splits, epoch_generator
 
-# The toy data are few, and some of these trainings too short to learn anything.
+# The toy data are few, and some of these runs too short to learn anything.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:after epoch"),
     pytest.mark.filterwarnings("ignore:batch_size is"),
@@ -395,13 +395,13 @@ MARGIN = nn.MultiMarginLoss()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "noun"),
+    ("arguments", "error", "message"),
     [
         ({"recipe": {"epochs": 2}}, TypeError, "recipe"),
         ({"recipe": Recipe}, TypeError, "recipe"),
         ({"loss_fn": nn.MultiMarginLoss}, TypeError, "loss_fn"),
         ({"augment": "flip"}, TypeError, "augment"),
-        # What the recipe would replace, or what would replace the recipe.
+        # Set both in the recipe and by an argument.
         ({"optimizer": partial(SGD, lr=0.5)}, ValueError, "lr"),
         ({"optimizer": partial(SGD, weight_decay=0.7)}, ValueError, "weight_decay"),
         ({"optimizer": SGD, "recipe": Recipe(optimizer="muon")}, ValueError, "muon"),
@@ -415,10 +415,10 @@ MARGIN = nn.MultiMarginLoss()
         ({"augment": roll, "recipe": Recipe(elastic_strength=0.5)}, ValueError, "elastic_strength"),
     ],
 )
-def test_fit_refuses_arguments_that_do_not_fit_together(toy, arguments, error, noun):
+def test_fit_refuses_arguments_that_do_not_fit_together(toy, arguments, error, message):
     model = small_net()
 
-    with pytest.raises(error, match=noun):
+    with pytest.raises(error, match=message):
         fit(model, *toy, **arguments)
 
     assert same_weights(model, small_net())
@@ -430,7 +430,7 @@ class ReturnsTuple(EnhancedNet):
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "noun"),
+    ("model", "error", "message"),
     [
         (EnhancedNet, TypeError, r"EnhancedNet\(\)"),
         (EnhancedNet(7), ValueError, r"\(N, 10\)"),
@@ -438,8 +438,8 @@ class ReturnsTuple(EnhancedNet):
         (ReturnsTuple(), TypeError, "tuple"),
     ],
 )
-def test_fit_refuses_a_model_that_cannot_classify(toy, model, error, noun):
-    with pytest.raises(error, match=noun):
+def test_fit_refuses_a_model_that_cannot_classify(toy, model, error, message):
+    with pytest.raises(error, match=message):
         fit(model, *toy, RECIPE)
 
 
@@ -449,7 +449,7 @@ def test_evaluate_refuses_a_class_with_the_remedy(toy):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "noun"),
+    ("wrong", "error", "message"),
     [
         (lambda dataset: [], (TypeError, ValueError), "ImageDataset"),
         (lambda dataset: DataLoader(dataset, 10), TypeError, "DataLoader"),
@@ -458,12 +458,12 @@ def test_evaluate_refuses_a_class_with_the_remedy(toy):
         (lambda dataset: replace(dataset, classes=tuple("abcdefghij")), ValueError, "classes"),
     ],
 )
-def test_fit_refuses_data_that_does_not_fit(toy, wrong, error, noun):
+def test_fit_refuses_data_that_does_not_fit(toy, wrong, error, message):
     train, validation = toy
 
-    with pytest.raises(error, match=f"train .*{noun}"):
+    with pytest.raises(error, match=f"train .*{message}"):
         fit(small_net(), wrong(train), validation, RECIPE)
-    with pytest.raises(error, match=f"validation .*{noun}"):
+    with pytest.raises(error, match=f"validation .*{message}"):
         fit(small_net(), train, wrong(validation), RECIPE)
 
 

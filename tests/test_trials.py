@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import fit_with
 
 from mnist_lab.research import trials, tuning
-from mnist_mlp import EnhancedNet, Recipe, load
+from mnist_mlp import EnhancedNet, Recipe, fit, load
 
 pytest.importorskip("optuna")
 RECIPE = Recipe(batch_size=64, precision="float32")
@@ -35,7 +34,8 @@ def test_small_study_begins_with_the_recipe(digits, study):
     torch.manual_seed(RECIPE.seed)
     step = len(digits.train) // 500
     some_images = digits.train.subset(torch.arange(0, len(digits.train), step))
-    history = fit_with(EnhancedNet(), some_images, digits.validation, epochs=3, batch_size=64)
+    recipe = replace(RECIPE, epochs=3)
+    history = fit(EnhancedNet(), some_images, digits.validation, recipe, progress=False)
 
     first = study["trials"][0]
     losses = [epoch["validation_loss"] for epoch in history.epochs]
@@ -120,7 +120,7 @@ def test_small_study_of_diverging_trials_has_no_best(digits):
 
     assert [trial["state"] for trial in study["trials"]] == ["failed", "failed"]
     assert study["best"] is None
-    assert "no trial of 2" in tuning.finding(study)
+    assert "none of the 2 trials" in tuning.finding(study)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, fit_with, published
+from helpers import ROOT, skip_unless_published
 from scipy.stats import sem
 
 from mnist_lab.research import trials, tuning
-from mnist_mlp import EnhancedNet, Recipe, load
+from mnist_mlp import EnhancedNet, Recipe, fit, load
 from mnist_mlp.plots import BLUE, GREY, ORANGE
 
 pytest.importorskip("optuna")
@@ -23,7 +23,7 @@ NOTEBOOK = ROOT / "notebooks" / "Handwritten-Digits-Classifier.ipynb"
 
 
 @pytest.fixture
-def tune(monkeypatch):
+def tune_script(monkeypatch):
     """The module of `make tune`."""
     monkeypatch.syspath_prepend(FOLDER)
     n_threads = torch.get_num_threads()
@@ -39,31 +39,31 @@ def digits():
 
 @pytest.fixture
 def record():
-    published("benchmarks/accuracy/tune.json")
+    skip_unless_published("benchmarks/accuracy/tune.json")
     return tuning.read_record()
 
 
 # The search
 
 
-def test_search_trains_the_default_first_for_its_budget(tune, digits, monkeypatch):
-    monkeypatch.setattr(tune, "epoch_seconds", lambda splits, recipe: 0.07)
-    (trial,) = tune.search(digits, trials=1, seconds=0.3).trials
+def test_search_trains_the_default_first_for_its_budget(tune_script, digits, monkeypatch):
+    monkeypatch.setattr(tune_script, "epoch_seconds", lambda splits, recipe: 0.07)
+    (trial,) = tune_script.search(digits, trials=1, seconds=0.3).trials
 
-    recipe = {**tune.DEFAULT, "epochs": 4, "seed": tune.SEED, "precision": "auto"}
-    torch.manual_seed(tune.SEED)
-    history = fit_with(EnhancedNet(), digits.train, digits.validation, **recipe)
+    recipe = Recipe(**tune_script.DEFAULT, epochs=4, seed=tune_script.SEED)
+    torch.manual_seed(tune_script.SEED)
+    history = fit(EnhancedNet(), digits.train, digits.validation, recipe, progress=False)
 
     losses = [epoch["validation_loss"] for epoch in history.epochs]
-    assert trial.params == tune.DEFAULT
+    assert trial.params == tune_script.DEFAULT
     assert trial.user_attrs["epochs"] == 4
     assert list(trial.intermediate_values.values()) == losses
     assert trial.value == losses[history.best_epoch - 1]
 
 
-def test_search_records_a_diverging_trial_and_goes_on(tune, digits, monkeypatch):
-    monkeypatch.setitem(tune.DEFAULT, "learning_rate", 1e6)
-    study = tune.search(digits, trials=2, seconds=0.01)
+def test_search_records_a_diverging_trial_and_goes_on(tune_script, digits, monkeypatch):
+    monkeypatch.setitem(tune_script.DEFAULT, "learning_rate", 1e6)
+    study = tune_script.search(digits, trials=2, seconds=0.01)
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
@@ -86,14 +86,14 @@ def results(losses: np.ndarray, accuracies: np.ndarray) -> list[dict]:
     ],
 )
 def test_judge_replaces_the_default_only_by_a_clearly_better_one(
-    tune, loss_differences, accuracy_differences, is_replaced
+    tune_script, loss_differences, accuracy_differences, is_replaced
 ):
     losses = np.array([0.010, 0.050, 0.090])
     accuracies = np.array([0.992, 0.993, 0.994])
     default = results(losses, accuracies)
     best = results(losses + loss_differences, accuracies + accuracy_differences)
 
-    verdict = tune.judge(default, best)
+    verdict = tune_script.judge(default, best)
 
     assert verdict["replace"] is is_replaced
     assert verdict["loss_difference"] == pytest.approx(np.mean(loss_differences))
@@ -103,13 +103,13 @@ def test_judge_replaces_the_default_only_by_a_clearly_better_one(
 # The record and its figures
 
 
-def test_record_matches_the_script_and_follows_the_rule(tune, record):
-    assert record["comparison"] == tune.judge(**record["confirmation"])
-    assert record["trials"][0]["params"] == tune.DEFAULT
-    assert record["space"] == trials.describe_space(tune.SPACE)
+def test_record_matches_the_script_and_follows_the_rule(tune_script, record):
+    assert record["comparison"] == tune_script.judge(**record["confirmation"])
+    assert record["trials"][0]["params"] == tune_script.DEFAULT
+    assert record["space"] == trials.describe_space(tune_script.SPACE)
     assert len(record["trials"]) == 40
     for runs in record["confirmation"].values():
-        assert [run["seed"] for run in runs] == list(tune.CONFIRMATION_SEEDS)
+        assert [run["seed"] for run in runs] == list(tune_script.CONFIRMATION_SEEDS)
 
     complete = [trial for trial in record["trials"] if trial["state"] == "complete"]
     best = min(complete, key=lambda trial: trial["validation_loss"])
@@ -187,8 +187,8 @@ def test_try_learning_rates_trains_with_each_rate(digits):
     expected = {}
     for rate in (0.0005, 0.01):
         torch.manual_seed(recipe.seed)
-        fields = replace(recipe, learning_rate=rate).asdict()
-        history = fit_with(EnhancedNet(), splits.train, splits.validation, **fields)
+        with_rate = replace(recipe, learning_rate=rate)
+        history = fit(EnhancedNet(), splits.train, splits.validation, with_rate, progress=False)
         expected[rate] = history.validation_accuracy
 
     accuracies = tuning.try_learning_rates(splits, recipe, (0.0005, 0.01))
@@ -222,7 +222,7 @@ def test_notebook_quotes_the_record_and_searches_its_space(record):
     assert f"{len(record['trials'])} trials of about {record['seconds']} seconds" in text
     assert not comparison["replace"]
 
-    (cell,) = [cell for cell in section if "space = {" in cell.source]
+    cell = next(cell for cell in section if "space = {" in cell.source)
     assignment = ast.parse(cell.source).body[0]
     space = trials.describe_space(ast.literal_eval(assignment.value))
     for name, domain in record["space"].items():
@@ -233,17 +233,17 @@ def test_notebook_quotes_the_record_and_searches_its_space(record):
 
 
 @pytest.mark.campaign
-def test_make_tune_searches_confirms_records_and_draws(tune, tmp_path, monkeypatch):
+def test_make_tune_searches_confirms_records_and_draws(tune_script, tmp_path, monkeypatch):
     options = ["--trials", "5", "--seconds", "0.2", "--seeds", "2", "--dataset", "digits"]
     monkeypatch.setattr(sys, "argv", ["tune.py", *options, "--folder", str(tmp_path)])
 
-    tune.main()
+    tune_script.main()
 
     record = json.loads((tmp_path / "tune.json").read_bytes())
     assert (tmp_path / "tuning.png").exists()
     assert len(record["trials"]) == 5
     assert sum(record["importance"].values()) == pytest.approx(1)
-    assert record["comparison"] == tune.judge(**record["confirmation"])
+    assert record["comparison"] == tune_script.judge(**record["confirmation"])
     for runs in record["confirmation"].values():
         assert [run["seed"] for run in runs] == [30, 31]
     assert [run["epochs"] for run in record["confirmation"]["default"]] == [45, 45]

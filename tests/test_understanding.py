@@ -96,7 +96,7 @@ def test_without_pixels_empties_highest_scores(pixels):
     assert torch.equal(emptied, torch.where(scores >= thresholds, 0.0, pixels))
 
 
-def test_nearest_matches_scikit_learn():
+def test_nearest_neighbours_matches_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     vectors = torch.rand(700, 16, generator=generator) + 100  # far from the origin
     queries = vectors[:50] + 1e-3 * torch.rand(50, 16, generator=generator)
@@ -136,7 +136,7 @@ def test_pgd_raises_loss_more_than_fgsm(network, pixels, labels):
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_withstood_is_accuracy_of_each_model_and_epsilon(linear, pixels):
+def test_accuracy_under_attack_is_accuracy_of_each_model_and_epsilon(linear, pixels):
     with torch.no_grad():
         logits = understanding.logits_of(linear, pixels)
     margin = (logits[:, 0] - logits[:, 1]).abs()
@@ -158,7 +158,7 @@ def test_withstood_is_accuracy_of_each_model_and_epsilon(linear, pixels):
     assert accuracies == {"linear": [1.0, 0.5], "opposite": [0.0, 0.0]}
 
 
-def test_smallest_changes_of_linear_network_follow_from_margin(linear, pixels):
+def test_minimal_adversarial_examples_of_linear_network_follow_from_margin(linear, pixels):
     """The margin falls by epsilon times the sum of the weights' differences."""
     image = pixels[:1]
     with torch.no_grad():
@@ -190,7 +190,7 @@ def all_weights(state):
 
 
 @pytest.mark.parametrize("share", [0, 0.9, 1])
-def test_pruned_zeroes_exactly_the_smallest_weights(network, share):
+def test_prune_weights_zeroes_exactly_the_smallest_weights(network, share):
     before = copy.deepcopy(network.state_dict())
 
     after = understanding.prune_weights(network, share).state_dict()
@@ -206,7 +206,7 @@ def test_pruned_zeroes_exactly_the_smallest_weights(network, share):
 
 
 @pytest.mark.parametrize("bits", [8, 3])
-def test_quantised_rounds_weights_to_few_values(network, bits):
+def test_quantise_weights_rounds_weights_to_few_values(network, bits):
     network.layer4.weight.data.zero_()
     before = copy.deepcopy(network.state_dict())
 

@@ -17,7 +17,10 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("ut
 
 
 class Reader:
-    """Runs cells of the main notebook on the digits, each named by words that only it has."""
+    """Runs cells of the main notebook on the digits.
+
+    A cell is found by a piece of its source that no other cell contains.
+    """
 
     def __init__(self):
         self.cells = code_cells(nbformat.read(PATH, as_version=4))
@@ -31,9 +34,10 @@ class Reader:
         self.names["dataset"] = "digits"
         self.names["epochs"] = epochs
 
-    def run(self, words: str) -> None:
-        (cell,) = [cell for cell in self.cells if words in cell.source]
-        self.shell.run_cell(cell.source, store_history=True).raise_error()
+    def run(self, piece: str) -> None:
+        found = [cell for cell in self.cells if piece in cell.source]
+        assert len(found) == 1, piece
+        self.shell.run_cell(found[0].source, store_history=True).raise_error()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@
 
 const MIN_CONTRAST = 0.06; // of the whole scale: a picture with less is empty
 const MIN_STROKE_WIDTH = 1.5; // pixels of the 20x20: MNIST's strokes are two to three wide
-const MIN_INK = 0.15; // of the full ink: fainter pixels are paper
+const MIN_INK = 0.15; // of the median ink: fainter pixels are paper
 const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
 const MIN_OVERLAP = 0.4; // of the narrower stroke's width: strokes above each other are one digit
 const SURFACE_SAMPLES = 64; // along the longer side: enough to fit the brightness of the paper
@@ -63,10 +63,10 @@ function solve(matrix, vector) {
 }
 
 // Return n coordinates from -1 to 1, or a single 0.
-function linspace(n) {
-  const coordinates = new Float64Array(n);
-  if (n === 1) return coordinates;
-  return coordinates.map((_, i) => 2 * i / (n - 1) - 1);
+function coordinates(n) {
+  const zeros = new Float64Array(n);
+  if (n === 1) return zeros;
+  return zeros.map((_, i) => 2 * i / (n - 1) - 1);
 }
 
 function dotProduct(surface, terms) {
@@ -75,33 +75,33 @@ function dotProduct(surface, terms) {
   return sum;
 }
 
-// Fit the paper's brightness, a + b x + c y + d x² + e x y + f y², to the sample by least absolute
+// Fit the paper's brightness, a + b u + c v + d u² + e u v + f v², to the sample by least absolute
 // deviations: the ink, a minority, has no influence on it. Returns the six coefficients.
 function fitPaper(sample, terms) {
   // Iteratively reweighted least squares.
   let surface = [median(sample), 0, 0, 0, 0, 0];
   for (let round = 0; round < 20; round++) {
-    const normal = [];
+    const normalMatrix = [];
     for (let i = 0; i < 6; i++) {
-      normal.push([0, 0, 0, 0, 0, 0]);
-      normal[i][i] = 1e-6;
+      normalMatrix.push([0, 0, 0, 0, 0, 0]);
+      normalMatrix[i][i] = 1e-6;
     }
-    const right = [0, 0, 0, 0, 0, 0];
+    const rightHandSide = [0, 0, 0, 0, 0, 0];
 
     for (let s = 0; s < sample.length; s++) {
       const row = terms[s];
       const weight = 1 / Math.max(Math.abs(sample[s] - dotProduct(surface, row)), 0.002);
       for (let i = 0; i < 6; i++) {
-        for (let j = i; j < 6; j++) normal[i][j] += weight * row[i] * row[j];
-        right[i] += weight * row[i] * sample[s];
+        for (let j = i; j < 6; j++) normalMatrix[i][j] += weight * row[i] * row[j];
+        rightHandSide[i] += weight * row[i] * sample[s];
       }
     }
     for (let i = 0; i < 6; i++) {
-      for (let j = 0; j < i; j++) normal[i][j] = normal[j][i];
+      for (let j = 0; j < i; j++) normalMatrix[i][j] = normalMatrix[j][i];
     }
 
     const previous = surface;
-    surface = solve(normal, right);
+    surface = solve(normalMatrix, rightHandSide);
     if (surface.every((value, i) => Math.abs(value - previous[i]) < 1e-5)) break;
   }
   return surface;
@@ -109,16 +109,16 @@ function fitPaper(sample, terms) {
 
 // Return how far each pixel is from the paper's brightness, and the noise of the paper.
 function subtractPaper({ values, width, height }) {
-  const xs = linspace(width);
-  const ys = linspace(height);
+  const us = coordinates(width);
+  const vs = coordinates(height);
 
   const step = Math.ceil(Math.max(width, height) / SURFACE_SAMPLES);
   const sample = [];
   const terms = [];
   for (let y = 0; y < height; y += step) {
     for (let x = 0; x < width; x += step) {
-      const u = xs[x];
-      const v = ys[y];
+      const u = us[x];
+      const v = vs[y];
       sample.push(values[y * width + x]);
       terms.push([1, u, v, u * u, u * v, v * v]);
     }
@@ -130,9 +130,9 @@ function subtractPaper({ values, width, height }) {
   const [a, b, c, d, e, f] = surface;
   const difference = new Float64Array(width * height);
   for (let y = 0; y < height; y++) {
-    const v = ys[y];
+    const v = vs[y];
     for (let x = 0; x < width; x++) {
-      const u = xs[x];
+      const u = us[x];
       const paper = a + b * u + c * v + d * u * u + e * u * v + f * v * v;
       difference[y * width + x] = values[y * width + x] - paper;
     }
@@ -177,24 +177,28 @@ function otsu(values) {
 // Return the ink from 0 to 1 as a grey image, or null if there is none.
 function findInk(grey) {
   const { difference, noise } = subtractPaper(grey);
-  let cubes = 0; // few pixels are far from the paper: the ink
+
+  // Cubes give the sign of the skew: the ink is the minority far from the paper.
+  let cubes = 0;
   for (const value of difference) cubes += value * value * value;
   const sign = cubes > 0 ? 1 : -1; // the ink is brighter or darker than the paper
   const ink = difference.map((value) => Math.max(0, sign * value));
 
-  // The ink must stand out: noise alone reaches almost four times its own level.
+  // The ink must stand out: `noise` is about one standard deviation, and its largest values reach
+  // four.
   const threshold = otsu(ink.filter((value) => value > 3 * noise));
   const strongInk = ink.filter((value) => value > threshold);
-  const full = strongInk.length > 0 ? median(strongInk) : 0;
-  if (full < Math.max(MIN_CONTRAST, 4.5 * noise)) return null;
+  const fullInk = strongInk.length > 0 ? median(strongInk) : 0;
+  if (fullInk < Math.max(MIN_CONTRAST, 4.5 * noise)) return null;
 
-  const faintest = Math.max(MIN_INK * full, 4 * noise);
-  const values = ink.map((value) => value < faintest ? 0 : Math.min(value / full, 1));
+  const faintest = Math.max(MIN_INK * fullInk, 4 * noise);
+  const values = ink.map((value) => value < faintest ? 0 : Math.min(value / fullInk, 1));
   return { values, width: grey.width, height: grey.height };
 }
 
 // Return the connected components of the ink, and a map with the label of each pixel's component,
-// or 0. A component has the box of its pixels, their sum as its mass, and a list with its label.
+// or 0. A component has the box of its pixels, their sum as its mass, and `labels`, at first only
+// its own.
 function connectedComponents({ values, width, height }) {
   const labelMap = new Int32Array(values.length);
   const components = [];
@@ -240,6 +244,7 @@ function withoutSpecks(components) {
   return components.filter(({ mass }) => mass >= MIN_COMPONENT * largest);
 }
 
+// Join two components. The result needs no mass: the specks are gone by then.
 function union(first, second) {
   return {
     top: Math.min(first.top, second.top),
@@ -253,17 +258,17 @@ function union(first, second) {
 // Join the components of each digit. Returns one component per digit, from left to right.
 function groupByDigit(components) {
   const widthOf = ({ left, right }) => right - left + 1;
-  const strokes = [...components].sort((first, second) => first.left - second.left);
+  const boxes = [...components].sort((first, second) => first.left - second.left);
 
-  const digits = [strokes[0]];
-  for (const stroke of strokes.slice(1)) {
+  const digits = [boxes[0]];
+  for (const box of boxes.slice(1)) {
     const digit = digits.at(-1);
-    const narrower = Math.min(widthOf(stroke), widthOf(digit));
-    const overlap = digit.right + 1 - stroke.left;
+    const narrower = Math.min(widthOf(box), widthOf(digit));
+    const overlap = digit.right + 1 - box.left;
     if (overlap >= MIN_OVERLAP * narrower) {
-      digits[digits.length - 1] = union(digit, stroke);
+      digits[digits.length - 1] = union(digit, box);
     } else {
-      digits.push(stroke);
+      digits.push(box);
     }
   }
   return digits;
@@ -293,20 +298,20 @@ function strokeWidth({ values, width, height }) {
   };
 
   let area = 0;
-  let edge = 0;
+  let perimeter = 0;
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       if (!isSolid(x, y)) continue;
       area++;
-      if (!isSolid(x - 1, y)) edge++;
-      if (!isSolid(x + 1, y)) edge++;
-      if (!isSolid(x, y - 1)) edge++;
-      if (!isSolid(x, y + 1)) edge++;
+      if (!isSolid(x - 1, y)) perimeter++;
+      if (!isSolid(x + 1, y)) perimeter++;
+      if (!isSolid(x, y - 1)) perimeter++;
+      if (!isSolid(x, y + 1)) perimeter++;
     }
   }
 
-  // A stroke of length l and width w has the area l w and the edge 2 l.
-  return 2 * area / Math.max(1, edge);
+  // A stroke of length L and width W has area L·W and perimeter about 2·L.
+  return 2 * area / Math.max(1, perimeter);
 }
 
 // Make a thin pen's strokes as wide as MNIST's thinnest.
@@ -314,7 +319,7 @@ function thicken(digit) {
   const longerSide = Math.max(digit.width, digit.height);
   const minWidth = MIN_STROKE_WIDTH * longerSide / 20;
 
-  // The missing width, half of it on either side of the stroke.
+  // Add half of the missing width on either side.
   const missing = roundHalfToEven((minWidth - strokeWidth(digit)) / 2);
   if (missing <= 0) return digit;
 
@@ -338,8 +343,8 @@ function thicken(digit) {
   return { values, width, height };
 }
 
-// Return which inputs each output is a weighted mean of: the anti-aliased triangle filter of Pillow
-// and PyTorch. Each output has the index of its first input, and the weights from there on.
+// Return for each output its inputs and their weights: the index of its first input, and the
+// weights from there on. This is the anti-aliased triangle filter of Pillow and PyTorch.
 function triangleFilter(inputSize, outputSize) {
   const scale = inputSize / outputSize;
   const support = Math.max(1, scale);
@@ -350,14 +355,14 @@ function triangleFilter(inputSize, outputSize) {
     const first = Math.max(0, Math.trunc(middle - support + 0.5));
     const end = Math.min(inputSize, Math.trunc(middle + support + 0.5));
 
-    const heights = [];
+    const unscaled = [];
     let total = 0;
     for (let input = first; input < end; input++) {
-      const height = Math.max(0, 1 - Math.abs((input - middle + 0.5) / support));
-      heights.push(height);
-      total += height;
+      const weight = Math.max(0, 1 - Math.abs((input - middle + 0.5) / support));
+      unscaled.push(weight);
+      total += weight;
     }
-    filter.push({ first, weights: heights.map((height) => height / total) });
+    filter.push({ first, weights: unscaled.map((weight) => weight / total) });
   }
   return filter;
 }
@@ -406,6 +411,7 @@ function centre(digit) {
   const left = Math.min(Math.max(roundHalfToEven(13.5 - momentX / mass), 0), 28 - width);
   const top = Math.min(Math.max(roundHalfToEven(13.5 - momentY / mass), 0), 28 - height);
 
+  // Both steps round to bytes, as they do in Python.
   const image = new Uint8Array(784);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
@@ -428,8 +434,8 @@ function digitsIn(picture) {
   // as the highest. Otherwise the small groups are parts of one digit.
   const heights = groups.map(({ top, bottom }) => bottom - top);
   const minHeight = Math.max(...heights) / 2;
-  const isSeveral = heights.filter((height) => height > minHeight).length > 1;
-  const digits = isSeveral ? groups : [groups.reduce(union)];
+  const hasSeveralDigits = heights.filter((height) => height > minHeight).length > 1;
+  const digits = hasSeveralDigits ? groups : [groups.reduce(union)];
 
   return digits.map((digit) => centre(thicken(cutOut(ink, labelMap, digit))));
 }

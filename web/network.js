@@ -43,7 +43,7 @@ function relu(inputs) {
 
 function linear({ weights, biases }, inputs) {
   return biases.map((bias, output) => {
-    const row = output * inputs.length;
+    const rowStart = output * inputs.length;
 
     // Four sums are faster than one, because an addition to one need not wait for the others. All
     // layers have a multiple of four inputs.
@@ -52,23 +52,24 @@ function linear({ weights, biases }, inputs) {
     let sum2 = 0;
     let sum3 = 0;
     for (let i = 0; i < inputs.length; i += 4) {
-      sum0 += weights[row + i] * inputs[i];
-      sum1 += weights[row + i + 1] * inputs[i + 1];
-      sum2 += weights[row + i + 2] * inputs[i + 2];
-      sum3 += weights[row + i + 3] * inputs[i + 3];
+      sum0 += weights[rowStart + i] * inputs[i];
+      sum1 += weights[rowStart + i + 1] * inputs[i + 1];
+      sum2 += weights[rowStart + i + 2] * inputs[i + 2];
+      sum3 += weights[rowStart + i + 3] * inputs[i + 3];
     }
     return sum0 + sum1 + sum2 + sum3;
   });
 }
 
-// Return the gradient with respect to a linear layer's inputs, from the one to its outputs.
+// Return the gradient with respect to a linear layer's inputs, given the gradient with respect to
+// its outputs.
 function backward({ weights, biases }, outputGradient) {
   const inputGradient = new Float32Array(weights.length / biases.length);
   outputGradient.forEach((gradient, output) => {
     if (gradient === 0) return; // as behind every unit that the ReLU has switched off
-    const row = output * inputGradient.length;
+    const rowStart = output * inputGradient.length;
     for (let i = 0; i < inputGradient.length; i++) {
-      inputGradient[i] += gradient * weights[row + i];
+      inputGradient[i] += gradient * weights[rowStart + i];
     }
   });
   return inputGradient;

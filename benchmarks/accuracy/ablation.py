@@ -19,10 +19,10 @@ from ideas import (
     STUDENT,
     TAUGHT,
     WITHOUT_TEACHER,
+    load_trained,
     machine,
     precompute,
-    train,
-    trained,
+    train_missing,
     variants,
 )
 
@@ -51,8 +51,8 @@ PUBLISHED = {
 
 SHORT = {"precision": "float32", "epochs": 10, "augment_strength": 0.0}
 
-# The last five configurations came after all choices. They train longer, and on the validation
-# images too.
+# The last five configurations were fixed after all choices were made. They train longer, and on
+# the validation images too.
 ALL_TAUGHT = {"all_images": True, "teacher_logits": TEACHER_LOGITS["file"]}
 CONFIGURATIONS = {
     "plain Adam": {
@@ -111,14 +111,14 @@ def temperature(name: str, run: dict, splits: Splits) -> float:
     """Return the temperature that fits validation images which were not used for training."""
     if name in GROUPS:
         run = variants(GROUPS[name])["the recipe"]
-    return fit_temperature(evaluate(trained(run), splits.validation))
+    return fit_temperature(evaluate(load_trained(run), splits.validation))
 
 
 def evaluate_run(
     splits: Splits, corrupted: dict[str, ImageDataset], name: str, run: dict, record: dict
 ) -> dict:
     """Evaluate one run on the test set, clean and corrupted."""
-    model = trained(run)
+    model = load_trained(run)
     test = evaluate(model, splits.test)
     run_temperature = temperature(name, run, splits)
     scaled = with_temperature(test, run_temperature)
@@ -145,7 +145,7 @@ def evaluate_run(
 
 def publish(name: str, result: dict, splits: Splits) -> None:
     """Save the weights of seed 0 with their card."""
-    model = trained(runs(name)[0]).cpu()
+    model = load_trained(runs(name)[0]).cpu()
     save_weights(
         model,
         repo_root() / "models" / PUBLISHED[name],
@@ -166,15 +166,15 @@ def main() -> None:
     students = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
 
     print("Configurations without a teacher", flush=True)
-    train([run for name in names if name not in students for run in runs(name)])
+    train_missing([run for name in names if name not in students for run in runs(name)])
 
     if students:
         # The teachers are the ConvNets of all seeds.
         print("Configurations with a teacher", flush=True)
-        train(runs("ConvNet"))
+        train_missing(runs("ConvNet"))
         images = concatenate(splits.train, splits.validation)
         precompute(TEACHER_LOGITS["file"], images, runs("ConvNet"), TEACHER_LOGITS["copies"])
-        train([run for name in students for run in runs(name)])
+        train_missing([run for name in students for run in runs(name)])
 
     print("The test set, clean and corrupted", flush=True)
     corrupted = {name: corrupt(splits.test, name) for name in CORRUPTIONS}
@@ -183,7 +183,7 @@ def main() -> None:
     if RECORD.exists():
         configurations = read_json(RECORD, {"configurations": dict})["configurations"]
     for name in names:
-        sweep_records = train(runs(name))  # nothing is trained again: this reads the records
+        sweep_records = train_missing(runs(name))  # none is missing: this reads the records
         results = [
             evaluate_run(splits, corrupted, name, run, record)
             for run, record in zip(runs(name), sweep_records, strict=True)
@@ -198,7 +198,7 @@ def main() -> None:
         }
 
     if "ConvNet" in names:
-        logits = [evaluate(trained(run), splits.test).logits for run in runs("ConvNet")]
+        logits = [evaluate(load_trained(run), splits.test).logits for run in runs("ConvNet")]
         ensemble = Evaluation(sum(logits), splits.test.labels, splits.test.classes)
         configurations["ConvNet"]["ensemble_correct"] = ensemble.n_correct
 

@@ -1,10 +1,10 @@
-"""Draw the digits of handwriting fonts as one picture: no network here is trained on them.
+"""Draw the digits of handwriting fonts as one picture. No network here is trained on them.
 
 `python benchmarks/accuracy/fonts.py FOLDER` makes `fonts.png` and `fonts.json` anew. The folder
 holds packages of fontsource.org, fetched by `npm pack @fontsource/caveat ...`; nothing else needs
 them. Most fonts are free under the SIL Open Font License, some under the Apache License;
-`fonts.json` names the licence of each. The Playwrite fonts are the letters that the schools of 35
-countries teach; the others are less formal.
+`fonts.json` names the licence of each. The 43 Playwrite fonts show the handwriting that the schools
+of 35 countries teach; the others are less formal.
 """
 
 import io
@@ -25,6 +25,8 @@ def draw(font: ImageFont.FreeTypeFont, digit: str) -> np.ndarray:
     left, top, right, bottom = font.getbbox(digit)
     side = round(1.1 * max(right - left, bottom - top))
     square = Image.new("L", (side, side))
+
+    # The box of the glyph counts from the corner, so this corner centres the glyph in the square.
     corner = ((side - right - left) / 2, (side - bottom - top) / 2)
     ImageDraw.Draw(square).text(corner, digit, font=font, fill=255)
 

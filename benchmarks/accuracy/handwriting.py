@@ -3,12 +3,12 @@
 `make handwriting` starts from the best network. That one was trained on MNIST alone and reads many
 a 1 with an upstroke as a 7. It is trained further, on warped copies of MNIST and of synthetic
 handwriting. Its own logits are the targets, so that it forgets nothing; for synthetic handwriting
-the label's logit is raised where it does not lead clearly. After training, the weights go back a
-fifth of the way.
+the label's logit is raised where it does not lead clearly. After training, the weights move a fifth
+of the way back to the old ones.
 
 The script reads the test set and handwriting of other origin once per seed. It writes
 `benchmarks/accuracy/handwriting.json` and the weights of seed 0. All choices were made on the
-validation images and on the other half of the fonts.
+validation images and on the half of the fonts that is not reported.
 """
 
 import time
@@ -34,10 +34,10 @@ MODELS = repo_root() / "models"
 START = MODELS / "enhanced_model_best.pth"
 PUBLISHED = MODELS / "enhanced_model_handwriting.pth"
 SEEDS = range(3)
-SYNTHETIC = 24_000  # images of synthetic handwriting
+N_SYNTHETIC = 24_000  # images of synthetic handwriting
 COPIES = 20  # warped copies of each image: one for each epoch in turn
 MARGIN = 5.0  # by which the label's logit leads all others, for synthetic handwriting
-SHARE = 0.8  # of the way from the old weights to the trained ones
+KEPT_FRACTION = 0.8  # 1: the trained weights, 0: the old ones
 RECIPE = Recipe(
     epochs=30,
     batch_size=1024,
@@ -57,7 +57,7 @@ def raise_label_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
 
 def training_sets(
-    mnist: ImageDataset, teacher: nn.Module, n_synthetic: int = SYNTHETIC, copies: int = COPIES
+    mnist: ImageDataset, teacher: nn.Module, n_synthetic: int = N_SYNTHETIC, copies: int = COPIES
 ) -> list[ImageDataset]:
     """Return warped copies of MNIST and of synthetic handwriting with the teacher's logits."""
     synthetic = synthetic_digits(n_synthetic)
@@ -69,24 +69,24 @@ def training_sets(
 
 
 def interpolate(model: nn.Module, start: nn.Module) -> None:
-    """Move the model's weights back towards the start's: it forgets less than it gains.
+    """Move the model's weights back towards the start's, so that it forgets less of MNIST.
 
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022.
     """
     with torch.no_grad():
         for weight, start_weight in zip(model.parameters(), start.parameters(), strict=True):
-            weight.lerp_(start_weight, 1 - SHARE)
+            weight.lerp_(start_weight, 1 - KEPT_FRACTION)
 
 
-def photos() -> ImageDataset:
-    """Return 200 photos of one person's digits, as `to_mnist` reads them."""
+def rendered_photos() -> ImageDataset:
+    """Return 200 rendered photos of one person's digits, as `to_mnist` reads them."""
     random = np.random.default_rng(0)
     digits = torch.arange(10).repeat(20)
     images = [to_mnist(render_photo(str(int(digit)), random, 320)) for digit in digits]
     return ImageDataset(torch.stack(images), digits)
 
 
-def scans() -> ImageDataset:
+def scikit_learn_digits() -> ImageDataset:
     """Return scikit-learn's digits, written by 43 people in Turkey."""
     embedded = load("digits", download=False)
     return concatenate(concatenate(embedded.train, embedded.validation), embedded.test)
@@ -104,9 +104,9 @@ def main() -> None:
     """Train, read the test sets, write the record, publish seed 0."""
     print("Handwriting to test on, then to train on: 3 minutes", flush=True)
     splits = load("mnist")
-    test_sets = font_digits(1)
-    test_sets["photos of one person's digits"] = photos()
-    test_sets["43 people in Turkey, 8x8 pixels"] = scans()
+    test_sets = font_digits(half=1)
+    test_sets["photos of one person's digits"] = rendered_photos()
+    test_sets["43 people in Turkey, 8x8 pixels"] = scikit_learn_digits()
     start = load_weights(EnhancedNet(), START)
     train_sets = training_sets(concatenate(splits.train, splits.validation), start)
 
@@ -133,7 +133,7 @@ def main() -> None:
                 configuration="handwriting",
                 recipe=card_recipe,
                 starts_from=START.name,
-                synthetic=SYNTHETIC,
+                synthetic=N_SYNTHETIC,
                 dataset=splits.name,
                 test_images=len(splits.test),
                 test_correct=test.n_correct,
@@ -142,10 +142,10 @@ def main() -> None:
 
     recipe = RECIPE.asdict()
     recipe["precision"] = history.precision
-    recipe["synthetic"] = SYNTHETIC
+    recipe["synthetic"] = N_SYNTHETIC
     recipe["copies"] = COPIES
     recipe["margin"] = MARGIN
-    recipe["share"] = SHARE
+    recipe["share"] = KEPT_FRACTION
 
     this_machine = machine()
     this_machine["threads_a_run"] = torch.get_num_threads()

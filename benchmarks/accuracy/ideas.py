@@ -4,8 +4,8 @@
 yet, evaluates them on validation images alone and writes `benchmarks/accuracy/ideas.json`. The
 settings in `ablation.py` were chosen with this record.
 
-Accuracy on 5,000 images is noisy. Therefore each network is also evaluated on ten gently warped
-copies of the validation images and on three strongly disturbed ones.
+Accuracy on 5,000 images is noisy. Therefore each network is also evaluated on ten gently warped and
+on three strongly disturbed copies of the validation images.
 """
 
 import os
@@ -30,7 +30,9 @@ RUNS = Path(__file__).with_name("runs")
 RECORD = Path(__file__).with_suffix(".json")
 SEED = 10  # not one of the ablation's seeds
 DEVICE = "cuda" if torch.cuda.is_available() else None
-COPIES = 20  # of the training images, for the students
+COPIES = 20  # warped copies of the training images, from which the students learn
+
+# The files of the teachers' logits for these copies, and the strengths of their warps.
 LOGITS = {"usual": "data/ideas_logits.pt", "wide": "data/ideas_logits_wide.pt"}
 STRENGTHS = {"usual": 1.0, "wide": 1.4}
 
@@ -56,7 +58,7 @@ WITHOUT_TEACHER = {
     "weight_decay": 0.05,
 }
 TAUGHT = {
-    "augment_strength": 0.0,  # the teacher's images are warped
+    "augment_strength": 0.0,  # the images of the logits are warped already
     "elastic_strength": 1.0,
     "distillation_temperature": 8.0,
     "teacher_logits": LOGITS["usual"],
@@ -70,7 +72,7 @@ ADAMW = {
     "batch_size": 512,
 }
 
-# For each group: its recipe, and for each idea the fields of the recipe that it changes.
+# For each group: its recipe, and its ideas. An idea holds the fields of the recipe that it changes.
 IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
     "ConvNet": (
         CONVNET,
@@ -114,7 +116,7 @@ IDEAS: dict[str, tuple[dict, dict[str, dict]]] = {
 
 
 def variants(group: str) -> dict[str, dict]:
-    """Return the runs of a group by name. The first one is the unchanged recipe."""
+    """Return the runs of a group by name: first "the recipe", unchanged, then each idea."""
     recipe, changes = IDEAS[group]
     runs = {"the recipe": {"seed": SEED, **recipe}}
     for name, change in changes.items():
@@ -125,26 +127,34 @@ def variants(group: str) -> dict[str, dict]:
 def precompute(
     file: str, images: ImageDataset, teacher_runs: list[dict], copies: int, strength: float = 1.0
 ) -> None:
-    """Save the logits of the teachers for warped images, if the file does not exist yet."""
+    """Save the logits of the teachers for warped images, if the file does not exist yet.
+
+    Args:
+        file: The path of the file within the repository.
+        images: The images before the warps.
+        teacher_runs: The runs that trained the teachers.
+        copies: The number of warped copies of each image.
+        strength: The strength of the warps.
+    """
     path = repo_root() / file
     if path.exists():
         return
 
     torch.set_num_threads(os.cpu_count() or 1)
-    teachers = [trained(run) for run in teacher_runs]
+    teachers = [load_trained(run) for run in teacher_runs]
     sets = precompute_teacher_logits(images, teachers, copies, strength, precision="bfloat16")
     save_distillation_sets(sets, path)
     torch.set_num_threads(1)  # as in the sweeps
 
 
-def train(runs: list[dict]) -> list[dict]:
-    """Train the runs that have no record yet, on the GPU if there is one; return all records."""
+def train_missing(runs: list[dict]) -> list[dict]:
+    """Train the runs that have no record yet, and return the records of all runs."""
     runs_on_device = [{**run, "device": DEVICE} for run in runs]
     return sweep(runs_on_device, RUNS)
 
 
-def trained(run: dict) -> torch.nn.Module:
-    """Return the network that a run has trained."""
+def load_trained(run: dict) -> torch.nn.Module:
+    """Return the network that a run has trained, from the file of its weights."""
     model = MODELS[run.get("model", "EnhancedNet")]()
     name = run_name({**run, "device": DEVICE})
     return load_weights(model, RUNS / f"{name}.pth").to(DEVICE or "cpu")
@@ -165,15 +175,20 @@ def changed_copies(
     return datasets
 
 
-def share_correct(model: torch.nn.Module, copies: list[ImageDataset]) -> torch.Tensor:
-    """Return for each image the share of its copies that the model classifies correctly."""
+def fraction_correct(model: torch.nn.Module, copies: list[ImageDataset]) -> torch.Tensor:
+    """Return for each image the fraction of its copies that the model classifies correctly."""
     correct = [evaluate(model, copy).correct.double() for copy in copies]
     return torch.stack(correct).mean(0)
 
 
-def difference(shares: torch.Tensor, base: torch.Tensor) -> list[float]:
-    """Return the mean of `shares - base` over the images, and half of its 95% interval."""
-    differences = shares - base
+def mean_and_half_width(fractions: torch.Tensor, base: torch.Tensor) -> list[float]:
+    """Return the mean of `fractions - base`, and half the width of its 95% confidence interval.
+
+    Args:
+        fractions: The fraction of correct copies of each image, for one network.
+        base: The same for the network that it is compared with.
+    """
+    differences = fractions - base
     half_width = 1.96 * float(differences.std()) / len(differences) ** 0.5
     return [float(differences.mean()), half_width]
 
@@ -202,24 +217,24 @@ def main() -> None:
 
     groups = {}
     for group, (recipe, _) in IDEAS.items():
-        if group == "student":  # the ConvNets before it are the teachers
+        if group == "student":  # the teachers are ConvNets of the group before
             convnets = variants("ConvNet")
             teachers = [convnets["the recipe"], convnets["another seed"]]
             for name, file in LOGITS.items():
                 precompute(file, splits.train, teachers, COPIES, STRENGTHS[name])
 
         runs = variants(group)
-        records = train(list(runs.values()))
-        base = trained(runs["the recipe"])
-        base_warped = share_correct(base, warped_copies)
-        base_disturbed = share_correct(base, disturbed_copies)
+        records = train_missing(list(runs.values()))
+        base = load_trained(runs["the recipe"])
+        base_warped = fraction_correct(base, warped_copies)
+        base_disturbed = fraction_correct(base, disturbed_copies)
 
         groups[group] = {}
         for (name, run), record in zip(runs.items(), records, strict=True):
-            model = trained(run)
+            model = load_trained(run)
             validation = evaluate(model, splits.validation)
-            warped = share_correct(model, warped_copies)
-            disturbed = share_correct(model, disturbed_copies)
+            warped = fraction_correct(model, warped_copies)
+            disturbed = fraction_correct(model, disturbed_copies)
             changed_fields = {
                 field: value for field, value in run.items() if value != recipe.get(field)
             }
@@ -228,9 +243,9 @@ def main() -> None:
                 "validation_accuracy": validation.accuracy,
                 "validation_loss": validation.loss,
                 "warped_accuracy": float(warped.mean()),
-                "warped_difference": difference(warped, base_warped),
+                "warped_difference": mean_and_half_width(warped, base_warped),
                 "disturbed_accuracy": float(disturbed.mean()),
-                "disturbed_difference": difference(disturbed, base_disturbed),
+                "disturbed_difference": mean_and_half_width(disturbed, base_disturbed),
                 "seconds": record["seconds"],
             }
         print(ideas_table({"groups": {group: groups[group]}}).to_string(), flush=True)

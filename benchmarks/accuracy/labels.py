@@ -20,7 +20,7 @@ RECORD = Path(__file__).with_suffix(".json")
 # Keep the last epoch: choosing one by its accuracy on the held-out fold would use its labels.
 RECIPE = Recipe(epochs=12, precision="float32", select="last epoch")
 FOLDS = 5
-LISTED = 100
+N_LISTED = 100
 
 
 def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.Tensor:
@@ -28,6 +28,7 @@ def cross_validated(dataset: ImageDataset, recipe: Recipe, folds: int) -> torch.
     probabilities = torch.zeros(len(dataset), len(dataset.classes))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=recipe.seed)
 
+    # scikit-learn ignores the values of the first argument.
     for train_indices, held_out_indices in splitter.split(dataset.labels, dataset.labels):
         train = dataset.subset(torch.from_numpy(train_indices))
         held_out = dataset.subset(torch.from_numpy(held_out_indices))
@@ -82,7 +83,7 @@ def main() -> None:
         "images": len(training),
         "correct": n_correct,
         "suspicious_labels": len(suspicious),
-        "most_suspicious": suspicious[:LISTED],
+        "most_suspicious": suspicious[:N_LISTED],
         "machine": {
             "processor": platform.machine(),
             "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -3,20 +3,20 @@
 `make tune` takes about 12 minutes and writes `benchmarks/accuracy/tune.json` and
 `figures/tuning.png`. If it is killed, it starts from the beginning.
 
-**Budget.** Each trial trains for the same number of processor seconds, on one core. The trial times
-one epoch, which is not used, and trains as many epochs as fit into the budget, at least one. So its
-learning-rate schedule is always complete. The clock would vary more than processor seconds on a
-machine with other work.
+**Budget.** Each trial trains for the same number of processor seconds, on one core. It first times
+one epoch, whose weights are discarded. Then it trains as many epochs as fit into the budget, at
+least one. So its learning-rate schedule is always complete. Wall-clock time varies more when the
+machine is busy.
 
 A trial is judged on the validation loss of the weights that it ends with, because accuracy on 5,000
-images is too noisy. It is stopped at half or three quarters of its epochs if its loss is above the
-median there. If a trial diverges, the record says that it failed. The search does not read the test
-set.
+images is too noisy. It is stopped after half or three quarters of its epochs if its loss is above
+the median of the earlier trials at that point. If a trial diverges, the record says that it failed.
+The search does not read the test set.
 
-**Rule.** The default recipe and the best one train with five seeds that the study did not use, for
-the processor seconds of the default's 45 epochs. The best one replaces the default only if its mean
-validation loss is lower by more than two standard errors of the paired difference, and its mean
-validation accuracy is not lower.
+**Rule.** The default recipe and the best one train with five seeds that the search did not use.
+Each training gets the processor seconds that 45 epochs of the default take. The best one replaces
+the default only if its mean validation loss is lower by more than two standard errors of the paired
+difference, and its mean validation accuracy is not lower.
 """
 
 import argparse
@@ -58,16 +58,16 @@ DEFAULT = {name: getattr(Recipe(), name) for name in SPACE}
 
 def epoch_seconds(splits: Splits, recipe: Recipe) -> float:
     """Train one epoch and return its processor seconds, including the validation."""
-    ends: list[float] = []
+    epoch_ends: list[float] = []
 
     def on_epoch(history: History) -> None:
-        ends.append(time.process_time())
+        epoch_ends.append(time.process_time())
 
-    # The first of two epochs only warms up, so it has a single batch.
+    # `fit` gets a data set for each of two epochs. The first one only warms up, with one batch.
     n_warm_up = min(recipe.batch_size, len(splits.train))
     warm_up = splits.train.subset(torch.arange(n_warm_up))
 
-    with warnings.catch_warnings(action="ignore"):  # one step learns nothing
+    with warnings.catch_warnings(action="ignore"):  # that one batch teaches nothing
         fit(
             EnhancedNet(len(splits.train.classes)),
             [warm_up, splits.train],
@@ -76,7 +76,7 @@ def epoch_seconds(splits: Splits, recipe: Recipe) -> float:
             on_epoch=on_epoch,
             progress=False,
         )
-    return ends[1] - ends[0]
+    return epoch_ends[1] - epoch_ends[0]
 
 
 def search(splits: Splits, trials: int, seconds: float) -> optuna.Study:
@@ -85,7 +85,7 @@ def search(splits: Splits, trials: int, seconds: float) -> optuna.Study:
     Args:
         splits: The data set.
         trials: The number of trials.
-        seconds: The processor seconds of each trial.
+        seconds: The processor seconds that each trial may train.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -109,33 +109,35 @@ def confirm(best_params: dict, splits: Splits, folder: Path, seeds: int) -> dict
     """Train the default and the best recipe for equal processor seconds.
 
     Args:
-        best_params: The fields of the best recipe that differ from the default.
+        best_params: The fields of the best recipe that the search has chosen.
         splits: The data set.
         folder: Where the weights and their records go.
         seeds: The number of seeds.
 
     Returns:
-        The results of both recipes, one for each seed.
+        The results of the "default" and of the "best" recipe, one for each seed.
     """
     torch.set_num_threads(1)
     default = Recipe()
     best = Recipe(**best_params)
 
-    # The shortest of three: other work on the machine only makes an epoch longer.
+    # Take the shortest of three, as other work on the machine only makes an epoch longer.
     default_seconds = min(epoch_seconds(splits, default) for _ in range(3))
     best_seconds = min(epoch_seconds(splits, best) for _ in range(3))
     best_epochs = max(1, int(default.epochs * default_seconds / best_seconds))
 
     runs = []
-    for recipe in ({}, {**best_params, "epochs": best_epochs}):
+    default_fields = {}
+    best_fields = {**best_params, "epochs": best_epochs}
+    for fields in (default_fields, best_fields):
         for seed in CONFIRMATION_SEEDS[:seeds]:
-            runs.append({**recipe, "dataset": splits.name, "seed": seed})
+            runs.append({**fields, "dataset": splits.name, "seed": seed})
 
     results = []
     for record in sweep(runs, folder):
         if "failed" in record:
             raise SystemExit("The best recipe is not reliable: the default stays.")
-        best_epoch = record["epochs"][record["best_epoch"] - 1]
+        best_epoch = record["epochs"][record["best_epoch"] - 1]  # the record counts from 1
         results.append(
             {
                 "seed": record["run"]["seed"],
@@ -149,7 +151,7 @@ def confirm(best_params: dict, splits: Splits, folder: Path, seeds: int) -> dict
 
 
 def judge(default: list[dict], best: list[dict]) -> dict:
-    """Compare the results by the rule above.
+    """Compare the results by the rule at the top of this file.
 
     Args:
         default: The results of the default recipe.
@@ -166,7 +168,7 @@ def judge(default: list[dict], best: list[dict]) -> dict:
 
     standard_error = stdev(losses) / math.sqrt(len(losses))
     has_lower_loss = mean(losses) < -2 * standard_error
-    is_as_accurate = round(mean(accuracies), 9) >= 0  # but for rounding errors
+    is_as_accurate = round(mean(accuracies), 9) >= 0  # up to rounding errors
     return {
         "loss_difference": mean(losses),
         "loss_standard_error": standard_error,
@@ -180,7 +182,7 @@ def make_record(study: optuna.Study, settings: dict, confirmation: dict[str, lis
     importance = get_param_importances(
         study,
         evaluator=FanovaImportanceEvaluator(seed=0),
-        target=lambda trial: math.log(trial.value),
+        target=lambda trial: math.log(trial.value),  # the validation loss
     )
     return {
         "command": "make tune",
@@ -199,9 +201,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=12, help="processor seconds of a trial")
-    parser.add_argument("--seeds", type=int, default=5, help="to compare with the default")
+    parser.add_argument("--seeds", type=int, default=5, help="of the comparison with the default")
     parser.add_argument("--dataset", default="mnist")
-    parser.add_argument("--folder", type=Path, default=HERE, help="for the record")
+    parser.add_argument("--folder", type=Path, default=HERE, help="for all files it writes")
     args = parser.parse_args()
 
     splits = load(args.dataset)

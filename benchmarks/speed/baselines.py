@@ -6,10 +6,9 @@ test images. `bench.py` sets two environment variables for it: MNIST_ROOT is the
 and SPLIT is the file with the indices of the training and validation images.
 
 All contestants train 784-512-256-128-64-10 with ReLU on the same 55,000 images. Each one is a
-function, whose keyword arguments are the settings that it knows. It calls
-`record_phase(phase, predict)` after "import", after "load" and after each "epoch". `predict` takes
-uint8 images of shape (N, 28, 28) and returns their labels, of shape (N,). The seconds of a phase
-do not include the time that `record_phase` takes.
+function in `TRAINERS`; its keyword arguments are its settings. It calls `record_phase("import")`,
+then `record_phase("load")`, and after each epoch `record_phase("epoch", predict)`. `predict` takes
+uint8 images of shape (N, 28, 28) and returns their labels, of shape (N,).
 """
 
 import json
@@ -65,14 +64,14 @@ def learning_rates(schedule: str, learning_rate: float, steps: int) -> Callable[
     """Return a function that takes the number of a step and returns its learning rate.
 
     Args:
-        schedule: "constant" or "one-cycle". The second one is that of torch's OneCycleLR: along a
-            cosine, the rate rises for 30% of the steps and then falls.
+        schedule: "constant" or "one-cycle", which is torch's OneCycleLR: the rate rises for 30% of
+            the steps and then falls, both along a cosine.
         learning_rate: The highest rate.
         steps: The number of steps of the whole training.
     """
-    # The factors are OneCycleLR's defaults.
+    # OneCycleLR starts at 1/25 of the highest rate, and ends at 1/10,000 of that start.
     first = learning_rate / 25
-    last = learning_rate / 25e4
+    last = first / 1e4
     peak_step = 0.3 * steps - 1
 
     def rate(step: int) -> float:
@@ -91,7 +90,7 @@ def learning_rates(schedule: str, learning_rate: float, steps: int) -> Callable[
 
 
 def torch_network():
-    """Return the network as a tutorial writes it."""
+    """Return the network as a tutorial builds it in torch."""
     from torch import nn
 
     layers = [nn.Flatten()]
@@ -139,7 +138,7 @@ def ours(record_phase, *, seed, validate=True, **settings):
     splits = load("mnist", seed=seed)
     validation = splits.validation
     if not validate:
-        validation = validation.subset(torch.arange(1))
+        validation = validation.subset(torch.arange(1))  # one image takes no time
     record_phase("load")
 
     start = time.perf_counter()
@@ -148,7 +147,7 @@ def ours(record_phase, *, seed, validate=True, **settings):
     recipe = Recipe(seed=seed, augment_strength=0.0, **settings)
     history = fit(model, splits.train, validation, recipe, progress=False)
 
-    # The time that `fit` needs before and after the epochs counts as part of the first one.
+    # `fit` has timed the epochs. The rest of its time counts as part of the first epoch.
     fit_seconds = time.perf_counter() - start
     seconds = [epoch["seconds"] for epoch in history.epochs]
     seconds[0] += fit_seconds - sum(seconds)
@@ -159,7 +158,7 @@ def ours(record_phase, *, seed, validate=True, **settings):
 def tutorial(record_phase, *, seed, epochs, batch_size, learning_rate):
     """Train as PyTorch's tutorials do: a DataLoader, and Adam at a constant rate."""
     import torch
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401 (`usual_loader` needs it; here it counts as import)
     from torch.nn import functional as F
 
     record_phase("import")
@@ -238,7 +237,7 @@ def lightning(
     """Train with PyTorch Lightning's Trainer and a DataLoader."""
     import lightning
     import torch
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401 (`usual_loader` needs it; here it counts as import)
     from torch.nn import functional as F
 
     record_phase("import")
@@ -315,6 +314,8 @@ def keras(
     rate = learning_rate
     if schedule == "one-cycle":
         steps = epochs * int(np.ceil(len(labels) / batch_size))
+
+        # This is one-cycle, except that the rate rises in a straight line and falls to 0.
         rate = keras.optimizers.schedules.CosineDecay(
             learning_rate / 25,
             decay_steps=int(0.7 * steps),
@@ -484,7 +485,7 @@ def plain_numpy(
         """Return the inputs of all layers and the logits."""
         layer_inputs = []
         for weight, bias in zip(weights, biases, strict=True):
-            if layer_inputs:
+            if layer_inputs:  # this is not the first layer
                 x = np.maximum(x, 0)
             layer_inputs.append(x)
             x = x @ weight + bias
@@ -502,8 +503,8 @@ def plain_numpy(
         gradients = []
         for layer in reversed(range(len(weights))):
             x = layer_inputs[layer]
-            gradients.insert(0, gradient.sum(0))
-            gradients.insert(0, x.T @ gradient)
+            gradients.insert(0, gradient.sum(0))  # of the bias
+            gradients.insert(0, x.T @ gradient)  # of the weight
             if layer > 0:
                 gradient = gradient @ weights[layer].T * (x > 0)
         return gradients
@@ -520,7 +521,7 @@ def plain_numpy(
             layer_inputs, logits = forward(images[batch])
             gradients = backward(layer_inputs, logits, labels[batch])
 
-            # AdamW; one factor holds the bias corrections of both moments.
+            # AdamW with betas of 0.9 and 0.999; `scale` corrects the bias of both moments.
             lr = rate(step)
             step += 1
             scale = np.float32((1 - 0.999**step) ** 0.5 / (1 - 0.9**step))
@@ -534,7 +535,7 @@ def plain_numpy(
         record_phase("epoch", predict)
 
 
-CONTESTANTS = {
+TRAINERS = {
     "mnist_mlp": ours,
     "tutorial": tutorial,
     "lightning": lightning,
@@ -546,44 +547,76 @@ CONTESTANTS = {
 }
 
 
+class Stopwatch:
+    """Record the phases of one training.
+
+    A phase does not include the time that `record_phase` takes.
+
+    Attributes:
+        result: The seconds of "import" and "load", and a list with the seconds of each "epoch".
+        predict: The function that predicts labels after the latest epoch.
+    """
+
+    def __init__(self, after_epoch: Callable[[Callable], None] | None):
+        """Start the first phase.
+
+        Args:
+            after_epoch: Called with `predict` after each epoch.
+        """
+        self.after_epoch = after_epoch
+        self.result = {"epoch": []}
+        self.predict = None
+        self.phase_began = time.perf_counter()
+
+    def record_phase(self, phase, predict=None, seconds=None):
+        """End a phase and start the next one.
+
+        Args:
+            phase: "import", "load" or "epoch".
+            predict: The function that predicts labels, after an epoch.
+            seconds: The duration of the phase, if the contestant has measured it itself.
+        """
+        if seconds is None:
+            seconds = time.perf_counter() - self.phase_began
+
+        if phase == "epoch":
+            self.result["epoch"].append(seconds)
+            self.predict = predict
+            if self.after_epoch:
+                self.after_epoch(predict)
+        else:
+            self.result[phase] = seconds
+
+        self.phase_began = time.perf_counter()
+
+
 def main(name: str, settings: dict) -> dict:
     """Train a contestant and return its seconds and accuracies.
 
-    If the settings contain `judge_each_epoch`, the result has the validation accuracy after each
-    epoch instead of the last one, and no test accuracy.
+    Args:
+        name: A key of `TRAINERS`.
+        settings: The keyword arguments of that function. With `judge_each_epoch` as a further one,
+            the result has the validation accuracy after every epoch, and no test accuracy.
+            Without it, the result has both accuracies after the last epoch.
     """
     judge_each_epoch = settings.pop("judge_each_epoch", False)
     images, labels = read_mnist("train")
     validation = read_indices("validation")
-    result = {"epoch": [], "validation_accuracy": []}
-    predict = None
-    phase_began = time.perf_counter()
+    validation_accuracies = []
 
-    def judge():
+    def validate(predict):
         correct = predict(images[validation]) == labels[validation]
-        result["validation_accuracy"].append(float(correct.mean()))
+        validation_accuracies.append(float(correct.mean()))
 
-    def record_phase(phase, new_predict=None, seconds=None):
-        nonlocal predict, phase_began
-        if seconds is None:
-            seconds = time.perf_counter() - phase_began
+    stopwatch = Stopwatch(after_epoch=validate if judge_each_epoch else None)
+    TRAINERS[name](stopwatch.record_phase, **settings)
 
-        if phase == "epoch":
-            result["epoch"].append(seconds)
-            predict = new_predict
-            if judge_each_epoch:
-                judge()
-        else:
-            result[phase] = seconds
-
-        phase_began = time.perf_counter()
-
-    CONTESTANTS[name](record_phase, **settings)
-
+    result = {**stopwatch.result, "validation_accuracy": validation_accuracies}
     if not judge_each_epoch:
-        judge()
+        validate(stopwatch.predict)
         test_images, test_labels = read_mnist("t10k")
-        result["test_accuracy"] = float((predict(test_images) == test_labels).mean())
+        correct = stopwatch.predict(test_images) == test_labels
+        result["test_accuracy"] = float(correct.mean())
     return result
 
 

@@ -1,14 +1,16 @@
 """Time how long each library takes to reach 98.21% on MNIST, side by side.
 
-`make bench` takes 26 minutes on two cores. Every contestant runs once in each of five rounds, in a
-separate process, so that a change of the machine's speed affects all of them. The command writes
-`benchmarks/speed/bench.json`, draws `figures/time_to_accuracy.png` and prints both tables.
+`make bench` takes 26 minutes on two cores. It fills two tables: the time to the goal, and the speed
+at equal settings. Every row trains once in each of five rounds, in a separate process, so that a
+change of the machine's speed affects all rows. The command writes `benchmarks/speed/bench.json`,
+draws `figures/time_to_accuracy.png` and prints both tables.
 
-`make tune-baselines` runs first: it decides how many epochs each contestant needs, from validation
-images alone and with other seeds, and writes `benchmarks/speed/tuning.json`.
+`make tune-baselines` must have run before. It decides how many epochs each row of the first table
+needs, from validation images alone and with other seeds, and writes `benchmarks/speed/tuning.json`.
 
 `python benchmarks/speed/bench.py equal --only numpy "JAX, bfloat16"` times a few rows of one table
-and records nothing. A row's name is its label or its contestant in `baselines.CONTESTANTS`.
+and records nothing. After `--only` come labels of rows, such as "JAX, bfloat16", or contestants:
+"numpy" stands for every row whose contestant it is.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -38,11 +41,32 @@ RECORD = HERE / "bench.json"
 TUNING = HERE / "tuning.json"
 
 GOAL = 0.9821
-MARGIN = 0.001  # the validation accuracy must exceed the goal by this, as the test set differs
+MARGIN = 0.001  # a safety margin: test accuracy may be lower than validation accuracy
+N_TRAIN = 55_000
 SEEDS = range(100, 105)  # one per round
 TUNING_SEEDS = range(5)
-SLOW_SECONDS = 100  # a contestant that trains for longer is not run again
+SLOW_SECONDS = 100  # a row that trains for longer runs in one round only
 TIMEOUT_SECONDS = 900
+FAST = "mnist_mlp, fast"
+
+
+class RowPlan(TypedDict, total=False):
+    """What to train for one row of a table.
+
+    Attributes:
+        contestant: A key of `baselines.TRAINERS`.
+        settings: Keyword arguments of that function, for every training of this row.
+        candidates: Further keyword arguments to choose from. `make tune-baselines` takes the first
+            candidate that clears the goal, so the fastest come first.
+        settings_from: The label of another row with the same optimizer and schedule. The candidate
+            that was chosen for it is also used here.
+    """
+
+    contestant: str
+    settings: dict
+    candidates: list[dict]
+    settings_from: str
+
 
 ADAMW_CANDIDATES = [
     {"epochs": 4, "batch_size": 512, "learning_rate": 0.005},
@@ -52,14 +76,9 @@ ADAMW_CANDIDATES = [
     {"epochs": 5, "batch_size": 256, "learning_rate": 0.003},
 ]
 
-# The rows of the first table.
-# "candidates": `make tune-baselines` chooses the first one that clears the goal, so the fastest
-#     come first.
-# "settings_from": another row with the same optimizer and schedule, whose choice this one uses.
-# "settings": these are part of every training. Smoothed labels save each library an epoch. Keras
-#     on JAX is faster without bfloat16.
-FAST = "mnist_mlp, fast"
-CONTESTANTS = {
+# The rows of the first table. Smoothed labels save each library an epoch. Keras on JAX is faster
+# without bfloat16.
+GOAL_ROWS: dict[str, RowPlan] = {
     FAST: {
         "contestant": "mnist_mlp",
         "candidates": [
@@ -132,13 +151,14 @@ CONTESTANTS = {
     },
 }
 
-# These train at a constant rate, so one long training also shows the result of each shorter one.
+# These contestants train at a constant rate. So the accuracy after each epoch of a long training is
+# that of a shorter training.
 CONSTANT_RATE = ("scikit-learn", "tutorial")
 
-# The rows of the second table compare the steady state at the same settings. The learning rate is
-# constant, except that ours still computes its one-cycle schedule.
+# The rows of the second table compare the speed after the first epoch, at the same settings. All
+# but ours have a constant learning rate; ours follows its one-cycle schedule.
 EQUAL_SETTINGS = {"epochs": 3, "batch_size": 512, "learning_rate": 0.001}
-EQUAL = {
+EQUAL_ROWS: dict[str, RowPlan] = {
     "mnist_mlp": {
         "contestant": "mnist_mlp",
         "settings": {"ema_decay": 0.0, "validate": False, "precision": "float32"},
@@ -196,7 +216,7 @@ def contestant_environment(split: Path, threads: int | None) -> dict[str, str]:
         environment["OMP_NUM_THREADS"] = str(threads)
         environment["OMP_WAIT_POLICY"] = "passive"
 
-    # A user may have set these, for example to an older processor, which slows NumPy down.
+    # A user may have set these variables, for example to an older processor: NumPy would be slower.
     environment.pop("OPENBLAS_CORETYPE", None)
     environment.pop("OPENBLAS_L2_SIZE", None)
     return environment
@@ -206,7 +226,7 @@ def train(contestant: str, settings: dict, split: Path, threads: int | None = No
     """Train a contestant in a separate process and return what it measured.
 
     Args:
-        contestant: A key of `baselines.CONTESTANTS`.
+        contestant: A key of `baselines.TRAINERS`.
         settings: The keyword arguments of that function.
         split: The file with the indices of the training and validation images.
         threads: The number of threads; by default, the library chooses.
@@ -232,6 +252,8 @@ def train(contestant: str, settings: dict, split: Path, threads: int | None = No
         if not error_lines:
             raise ContestantFailed(f"ended with status {process.returncode}")
         raise ContestantFailed(error_lines[-1][:300])
+
+    # A library may have printed other lines before the result.
     return json.loads(process.stdout.strip().splitlines()[-1])
 
 
@@ -240,7 +262,7 @@ def write_splits(seeds: range, folder: str) -> dict[int, Path]:
 
     Args:
         seeds: The seeds of the splits.
-        folder: The folder of the files.
+        folder: Where the files go.
 
     Returns:
         The file of each seed.
@@ -260,7 +282,7 @@ def write_splits(seeds: range, folder: str) -> dict[int, Path]:
     return files
 
 
-def select(rows: dict[str, dict], only: list[str]) -> dict[str, dict]:
+def select(rows: dict[str, RowPlan], only: list[str]) -> dict[str, RowPlan]:
     """Return the rows whose label or contestant is in `only`, or all rows if it is empty."""
     if not only:
         return rows
@@ -286,60 +308,62 @@ def machine() -> dict:
 
 
 def tune(only: list[str]) -> None:
-    """Choose the settings of each contestant that has candidates, and record them.
+    """Choose the settings of each row that has candidates, and record them.
 
     Args:
-        only: Labels or contestants to tune, or all if it is empty. The record keeps the results of
-            the others.
+        only: Labels or contestants of the rows to tune, or all if it is empty. The record keeps the
+            results of the others.
     """
-    labels = [label for label, row in select(CONTESTANTS, only).items() if "candidates" in row]
-    labels.sort(key=lambda label: label != "the usual tutorial")  # the longest one goes first
-    chosen = json.loads(TUNING.read_bytes())["contestants"] if only else {}
+    labels = [label for label, row in select(GOAL_ROWS, only).items() if "candidates" in row]
+    labels.sort(key=lambda label: label != "the usual tutorial")  # the longest one starts first
+    contestants = json.loads(TUNING.read_bytes())["contestants"] if only else {}
 
     # Nothing is timed here, so two trainings may share the machine.
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         files = write_splits(TUNING_SEEDS, folder)
         results = pool.map(lambda label: choose_settings(label, files), labels)
-        chosen.update(zip(labels, results, strict=True))
+        contestants.update(zip(labels, results, strict=True))
 
     record = {
         "command": "make tune-baselines",
         "goal": GOAL,
         "margin": MARGIN,
-        "contestants": chosen,
+        "contestants": contestants,
         "machine": machine(),
     }
     write_json(TUNING, record)
 
 
 def choose_settings(label: str, files: dict[int, Path]) -> dict:
-    """Return the first settings whose mean validation accuracy clears the goal.
+    """Return the first candidate whose mean validation accuracy clears the goal by the margin.
 
-    If none does, return the best ones; their time is then a lower bound.
+    If none does, return the best one. The time that it takes is then a lower bound.
+
+    Args:
+        label: A key of `GOAL_ROWS`.
+        files: The file of each seed, from `write_splits`.
     """
-    row = CONTESTANTS[label]
+    row = GOAL_ROWS[label]
     best = {"validation_accuracy": 0.0}
     try:
         for candidate, accuracies in judge_candidates(row, files):
             accuracy = mean(accuracies)
             print(label, candidate, f"{accuracy:.4f}", flush=True)
+            cleared = accuracy >= GOAL + MARGIN
             if accuracy > best["validation_accuracy"]:
-                best = {
-                    "chosen": candidate,
-                    "validation_accuracy": accuracy,
-                    "cleared": accuracy >= GOAL + MARGIN,
-                }
-            if accuracy >= GOAL + MARGIN:
+                best = {"chosen": candidate, "validation_accuracy": accuracy, "cleared": cleared}
+            if cleared:
                 break
     except ContestantFailed as error:
         return {"error": str(error)}
     return best
 
 
-def judge_candidates(row: dict, files: dict[int, Path]):
-    """Yield each of the candidates, with its validation accuracy for every seed."""
+def judge_candidates(row: RowPlan, files: dict[int, Path]):
+    """Yield each candidate with a list of its validation accuracies, one for each seed."""
 
     def train_all(settings: dict) -> list[list[float]]:
+        """Return a curve for each seed: the validation accuracy after each epoch or the last."""
         curves = []
         for seed, file in files.items():
             run = train(row["contestant"], {**settings, "seed": seed}, file, threads=1)
@@ -347,9 +371,9 @@ def judge_candidates(row: dict, files: dict[int, Path]):
         return curves
 
     if row["contestant"] in CONSTANT_RATE:
-        # The last candidate has the most epochs.
-        longest = {**row["candidates"][-1], **row["settings"], "judge_each_epoch": True}
-        curves = train_all(longest)
+        # The last candidate has the most epochs. Its training judges the shorter ones too.
+        longest = row["candidates"][-1]
+        curves = train_all({**longest, **row["settings"], "judge_each_epoch": True})
         for candidate in row["candidates"]:
             yield candidate, [curve[candidate["epochs"] - 1] for curve in curves]
         return
@@ -364,9 +388,9 @@ class Row:
     """Measure one row of a table.
 
     Attributes:
-        contestant: A key of `baselines.CONTESTANTS`.
+        contestant: A key of `baselines.TRAINERS`.
         settings: The keyword arguments of that function.
-        cleared: Whether the settings clear the goal on validation images.
+        cleared: Whether the settings clear the goal on validation images; None in the second table.
         runs: What `train` returned in each round.
         error: Why there is no result.
     """
@@ -387,7 +411,7 @@ class Row:
             self.error = str(error)
 
     def summary(self) -> dict:
-        """Return what is recorded: medians and spreads over the rounds."""
+        """Return what is recorded: medians over the rounds, and spreads as a fraction of them."""
         summary = {"contestant": self.contestant, "settings": self.settings}
         if self.cleared is not None:
             summary["cleared"] = self.cleared
@@ -395,11 +419,11 @@ class Row:
             summary["error"] = self.error
             return summary
 
-        # The first epoch includes the compilation, so the steady state leaves it out.
+        # The first epoch includes the compilation, so the usual seconds of an epoch leave it out.
         epoch_seconds = [median(run["epoch"][1:]) for run in self.runs]
         first_epoch_extra = []
-        for run, steady in zip(self.runs, epoch_seconds, strict=True):
-            first_epoch_extra.append(run["epoch"][0] - steady)
+        for run, usual in zip(self.runs, epoch_seconds, strict=True):
+            first_epoch_extra.append(run["epoch"][0] - usual)
         seconds = [run["load"] + sum(run["epoch"]) for run in self.runs]
         accuracies = [run["test_accuracy"] for run in self.runs]
 
@@ -410,28 +434,32 @@ class Row:
         summary["first_epoch_extra_seconds"] = median(first_epoch_extra)
         summary["epoch_seconds"] = median(epoch_seconds)
         summary["epoch_spread"] = (max(epoch_seconds) - min(epoch_seconds)) / median(epoch_seconds)
-        summary["images_per_second"] = 55_000 / median(epoch_seconds)
+        summary["images_per_second"] = N_TRAIN / median(epoch_seconds)
         summary["test_accuracy_mean"] = mean(accuracies)
         summary["test_accuracy_stdev"] = stdev(accuracies) if len(accuracies) > 1 else 0.0
         return summary
 
 
-def rows_to_goal(contestants: dict[str, dict], units: str) -> dict[str, Row]:
+def rows_to_goal(plans: dict[str, RowPlan], units: str) -> dict[str, Row]:
     """Return the rows of the first table, with their tuned settings.
 
-    A processor without units for bfloat16 computes in float32. It would emulate bfloat16, and one
-    such training would take longer than all others together.
+    On a processor without units for bfloat16, all rows are in float32. With emulated bfloat16, one
+    training would take longer than all others together.
+
+    Args:
+        plans: `GOAL_ROWS` or some of them.
+        units: What `bfloat16_units` returns.
     """
     tuning = json.loads(TUNING.read_bytes())["contestants"]
     rows = {}
-    for label, contestant in contestants.items():
-        tuned = tuning.get(contestant.get("settings_from", label), {"error": "was not tuned"})
-        settings = {**tuned.get("chosen", {}), **contestant["settings"]}
+    for label, plan in plans.items():
+        tuned = tuning.get(plan.get("settings_from", label), {"error": "was not tuned"})
+        settings = {**tuned.get("chosen", {}), **plan["settings"]}
         if units == "none" and "bfloat16" in settings:
             settings["bfloat16"] = False
             label = label.replace(", bfloat16", "")
         rows[label] = Row(
-            contestant["contestant"],
+            plan["contestant"],
             settings,
             cleared=tuned.get("cleared", False),
             error=tuned.get("error", ""),
@@ -439,33 +467,42 @@ def rows_to_goal(contestants: dict[str, dict], units: str) -> dict[str, Row]:
     return rows
 
 
-def rows_at_equal_settings(contestants: dict[str, dict], units: str) -> dict[str, Row]:
-    """Return the rows of the second table; without units for bfloat16, only those in float32."""
+def rows_at_equal_settings(plans: dict[str, RowPlan], units: str) -> dict[str, Row]:
+    """Return the rows of the second table.
+
+    On a processor without units for bfloat16, only those in float32.
+
+    Args:
+        plans: `EQUAL_ROWS` or some of them.
+        units: What `bfloat16_units` returns.
+    """
     rows = {}
-    for label, contestant in contestants.items():
+    for label, plan in plans.items():
         if units == "none" and "bfloat16" in label:
             continue
-        rows[label] = Row(contestant["contestant"], {**EQUAL_SETTINGS, **contestant["settings"]})
+        rows[label] = Row(plan["contestant"], {**EQUAL_SETTINGS, **plan["settings"]})
     return rows
 
 
-def race(tables: str, only: list[str]) -> None:
-    """Run every contestant in every round, and print the tables.
+def measure(tables: str, only: list[str]) -> None:
+    """Run every row in every round, and print the tables.
+
+    The measurement is recorded only if it has all rows of both tables.
 
     Args:
-        tables: "both", or only the one to the "goal" or the one at "equal" settings.
-        only: Labels or contestants to run, or all if it is empty. Only a whole race is recorded.
+        tables: "goal" for the first table, "equal" for the second one, or "both".
+        only: Labels or contestants of the rows to run, or all if it is empty.
     """
     units = bfloat16_units()
     to_goal = {}
     equal = {}
     if tables in ("both", "goal"):
-        to_goal = rows_to_goal(select(CONTESTANTS, only), units)
+        to_goal = rows_to_goal(select(GOAL_ROWS, only), units)
     if tables in ("both", "equal"):
-        equal = rows_at_equal_settings(select(EQUAL, only), units)
+        equal = rows_at_equal_settings(select(EQUAL_ROWS, only), units)
     rows = [*to_goal.values(), *equal.values()]
 
-    # The race keeps all cores busy, so other load can only be seen before it.
+    # The trainings keep all cores busy, so load from others can only be seen before them.
     load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         files = write_splits(SEEDS, folder)
@@ -488,11 +525,16 @@ def race(tables: str, only: list[str]) -> None:
     }
     if tables == "both" and not only:
         write_record(units, record)
-    print(table(record))
+    print(tables_as_markdown(record))
 
 
 def write_record(units: str, record: dict) -> None:
-    """Add a record to the file, which keeps one per kind of processor, the newest first."""
+    """Add a record to the file, which keeps one for each kind of processor, the newest first.
+
+    Args:
+        units: The kind of processor, as `bfloat16_units` names it.
+        record: The new record; it replaces an older one of this kind.
+    """
     records = {units: record}
     if RECORD.exists():
         for other_units, other_record in json.loads(RECORD.read_bytes()).items():
@@ -500,7 +542,7 @@ def write_record(units: str, record: dict) -> None:
     write_json(RECORD, records)
 
 
-def table(record: dict) -> str:
+def tables_as_markdown(record: dict) -> str:
     """Return both tables as Markdown, with a line if the machine was under load."""
     lines = []
     if record["time_to_goal"]:
@@ -554,8 +596,8 @@ def equal_table(rows: dict[str, dict]) -> list[str]:
 
 def main() -> None:
     """Read the command line."""
-    names = {*CONTESTANTS, *EQUAL}
-    for row in (*CONTESTANTS.values(), *EQUAL.values()):
+    names = {*GOAL_ROWS, *EQUAL_ROWS}
+    for row in (*GOAL_ROWS.values(), *EQUAL_ROWS.values()):
         names.add(row["contestant"])
 
     parser = argparse.ArgumentParser(description="Time how long each library takes to 98.21%.")
@@ -564,7 +606,7 @@ def main() -> None:
         nargs="?",
         choices=("both", "goal", "equal", "tune"),
         default="both",
-        help="the tables to measure, or tune to choose the settings",
+        help="the tables to measure; tune chooses the settings instead",
     )
     parser.add_argument(
         "--only",
@@ -572,14 +614,14 @@ def main() -> None:
         metavar="NAME",
         default=[],
         choices=sorted(names),
-        help="labels or contestants to run; only tune records such a run",
+        help="labels or contestants of the rows to run; only tune records such a run",
     )
     arguments = parser.parse_args()
 
     if arguments.command == "tune":
         tune(arguments.only)
     else:
-        race(arguments.command, arguments.only)
+        measure(arguments.command, arguments.only)
 
 
 if __name__ == "__main__":

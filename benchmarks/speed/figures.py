@@ -1,4 +1,4 @@
-"""Draw the records of the race and of the scaling.
+"""Draw the records of the benchmark and of the scaling.
 
 `make figures` runs this, and so do `make bench` and `make scaling` at their end.
 """

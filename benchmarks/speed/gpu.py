@@ -121,8 +121,8 @@ class CapturedTraining:
         for parameter in self.parameters:
             parameter.grad.zero_()
 
-        # The newest weights count 0.9 at first, so that the average forgets the initial ones, and
-        # 1 - ema_decay later.
+        # The weight of the newest weights falls from 0.9 to 1 - ema_decay, so the average soon
+        # forgets the initial weights.
         weight = torch.clamp(9 / (10 + self.step_number[0]), min=1 - self.ema_decay)
         with torch.no_grad():
             for average, parameter in zip(self.averages, self.parameters, strict=True):

@@ -76,6 +76,7 @@ def peak_memory(way: str) -> int:
         way: A key of `memory.WAYS`.
     """
     # A shell starts the process, because a child's peak begins at the size of its parent.
+    # `exit` keeps the shell from replacing itself with Python.
     script = str(Path(__file__).with_name("memory.py"))
     command = ["/bin/sh", "-c", '"$0" "$1" "$2"; exit $?', sys.executable, script, way]
     process = subprocess.run(command, capture_output=True, text=True, check=True)

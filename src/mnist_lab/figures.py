@@ -69,26 +69,27 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
 
 
 def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
-    """Draw rows of pictures, each row beside its name and each picture on its own scale.
+    """Draw rows of images, each row beside its name and each image on its own scale.
 
-    Pictures are grey. In a row that has values below 0, negative values are blue and positive ones
+    Images are grey. In a row that has values below 0, negative values are blue and positive ones
     are red.
 
     Args:
-        rows: The pictures of each row, of shape (N, 28, 28).
+        rows: The images of each row, of shape (N, 28, 28).
     """
-    columns = max(len(pictures) for pictures in rows.values())
+    columns = max(len(images) for images in rows.values())
     ax = new_axes(0.95 * columns + 1, 0.95 * len(rows) + 0.5)
-    spacing = 28 + 3  # from one picture to the next, in pixels of the pictures
+    gap = 3  # between two images, in their pixels, as all lengths below
+    spacing = 28 + gap  # from the edge of an image to that of the next
 
-    for row, (name, pictures) in enumerate(rows.items()):
-        is_signed = bool((pictures < 0).any())
+    for row, (name, images) in enumerate(rows.items()):
+        is_signed = bool((images < 0).any())
         top = spacing * row
-        for column, picture in enumerate(pictures.numpy()):
+        for column, image in enumerate(images.numpy()):
             left = spacing * column
-            limit = np.abs(picture).max()
+            limit = np.abs(image).max()
             ax.imshow(
-                picture,
+                image,
                 cmap="RdBu_r" if is_signed else "gray_r",
                 vmin=-limit if is_signed else 0,
                 vmax=limit,
@@ -96,8 +97,11 @@ def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
             )
         ax.text(-3, top + 14, name, ha="right", va="center", fontsize=10)
 
-    ax.set_xlim(-1, spacing * columns - 2)
-    ax.set_ylim(spacing * len(rows) - 2, -1)
+    # A margin of one pixel on all sides; the vertical axis points down.
+    right_edge = spacing * columns - gap
+    bottom_edge = spacing * len(rows) - gap
+    ax.set_xlim(-1, right_edge + 1)
+    ax.set_ylim(bottom_edge + 1, -1)
     ax.set_axis_off()
     return ax
 
@@ -115,7 +119,10 @@ def projections(points: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
     figure, axes = plt.subplots(2, columns, figsize=(11, 7.2), layout="constrained")
     box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "alpha": 0.8, "lw": 0}
 
-    for ax, (name, xy) in zip(axes.flat, points.items(), strict=True):
+    for ax in axes.flat[len(points) :]:  # one is left over if the number of projections is odd
+        ax.set_axis_off()
+
+    for ax, (name, xy) in zip(axes.flat, points.items(), strict=False):
         ax.scatter(xy[:, 0], xy[:, 1], s=3, c=labels, cmap="tab10", alpha=0.6, linewidths=0)
         for label in np.unique(labels):
             x, y = np.median(xy[labels == label], axis=0)
@@ -128,7 +135,7 @@ def projections(points: Mapping[str, np.ndarray], labels: np.ndarray) -> Figure:
 def accuracy_curves(
     x: Sequence[float],
     curves: Mapping[str, Sequence[float]],
-    style: str = "o-",
+    fmt: str = "o-",
     ax: Axes | None = None,
 ) -> Axes:
     """Draw curves of accuracies.
@@ -136,12 +143,12 @@ def accuracy_curves(
     Args:
         x: The positions of the points.
         curves: The accuracies of each curve by its name, from 0 to 1.
-        style: The format of lines and markers, as in `Axes.plot`.
+        fmt: The format of lines and markers, as in `Axes.plot`.
         ax: Where to draw.
     """
     ax = ax or new_axes(9, 4)
     for i, (name, accuracies) in enumerate(curves.items()):
-        ax.plot(x, accuracies, style, color=f"C{i}", label=name)
+        ax.plot(x, accuracies, fmt, color=f"C{i}", label=name)
 
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(ylabel="accuracy", ylim=(-0.03, 1.03))

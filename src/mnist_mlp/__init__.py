@@ -1,12 +1,14 @@
 """Reproducible MNIST classification with a five-layer MLP.
 
+    torch.manual_seed(0)  # for the initial weights
     splits = load("mnist")
     model = EnhancedNet()
     history = fit(model, splits.train, splits.validation, Recipe(epochs=5))
     print(evaluate(model, splits.test).accuracy)
 
 Read the modules in this order: `data`, `augment`, `model`, `recipe`, `optim`, `evaluation`,
-`train`, `checks`, `checkpoint`, `datasets`, `comparison`, `plots`. More is in `mnist_lab`.
+`train`, `checks`, `checkpoint`, `files`, `datasets`, `comparison`, `plots`, `notebook`. More is
+in `mnist_lab`.
 """
 
 from mnist_mlp.checkpoint import load_weights, save_weights

@@ -21,11 +21,11 @@ def random_warp(
 ) -> torch.Tensor:
     """Return the images, each with an affine and an elastic deformation of its own.
 
-    Every amount below is drawn from -amount to +amount, evenly; elastic displacements have a normal
-    distribution.
+    Each image draws its rotation, scale, shear and shift uniformly between minus and plus the given
+    amount. The elastic displacements have a normal distribution.
 
     Args:
-        images: float32 of shape (N, H, W); 0 is the background.
+        images: float32 of shape (N, H, W) with H = W; 0 is the background.
         generator: The source of the random numbers.
         strength: A factor on all five amounts.
         rotation: In degrees.
@@ -74,11 +74,11 @@ def random_warp(
 
 @cache
 def basis_fields(height: int, width: int, knots: int, device: torch.device) -> torch.Tensor:
-    """Return the fields whose weighted sums are the warps, float32 of shape (3 + knots^2, H * W).
+    """Return the fields that `random_warp` adds up, float32 of shape (3 + knots^2, H * W).
 
     Rows 0 and 1 hold the x and y coordinates, and row 2 is constant: the affine part. Each other
     row is a Gaussian bump around a knot of an even grid. Noise times these bumps looks like blurred
-    noise with a standard deviation of 1, and is much cheaper.
+    noise with a standard deviation of 1, and costs much less than blurring.
     """
     bumps = []
     for size in (height, width):
@@ -91,4 +91,6 @@ def basis_fields(height: int, width: int, knots: int, device: torch.device) -> t
     identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
     coordinates = identity.view(-1, 2).T
     constant = torch.ones(1, height * width)
-    return torch.cat([coordinates, constant, torch.kron(*bumps).T]).to(device)
+    vertical_bumps, horizontal_bumps = bumps
+    elastic = torch.kron(vertical_bumps, horizontal_bumps).T
+    return torch.cat([coordinates, constant, elastic]).to(device)

@@ -28,7 +28,7 @@ CARD_SCHEMA = {
     "sha256": str,
 }
 
-# Marks a file as a training checkpoint. A change of its content changes the number.
+# Marks a file as a training checkpoint. Raise the number whenever the layout of the file changes.
 CHECKPOINT_FORMAT = "training checkpoint of mnist_mlp, 5"
 
 
@@ -58,7 +58,9 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
         >>> save_weights(model, "models/my_model.pth", dataset="mnist", test_correct=9_934)
     """
     path = Path(path)
-    if path.suffix not in (".pth", ".pt"):  # lr0.1 and lr0.2 would share the card lr0.json
+
+    # Without such a suffix, "lr0.1" and "lr0.2" would share the card "lr0.json".
+    if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"weights must be saved in a .pth file, found {path.name!r}.")
 
     reserved = sorted(card.keys() & {*CARD_SCHEMA, "machine"})
@@ -96,7 +98,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         OSError: The file cannot be read.
         ValueError: The file is damaged, does not hold a plain `state_dict` of finite numbers, or
-            belongs to another architecture. The model is then unchanged.
+            belongs to another architecture; or its card is damaged or belongs to other weights.
+            The model is then unchanged.
 
     Example:
         >>> model = load_weights(EnhancedNet(), "models/enhanced_model.pth")
@@ -294,7 +297,7 @@ def describe_training(
 
 
 def network_settings(model: nn.Module) -> dict[str, Any]:
-    """Return the plain values that the network's modules have as attributes, such as a rate."""
+    """Return the plain values among the modules' attributes, such as a dropout probability."""
     settings = {}
     for module_name, module in model.named_modules():
         for name, value in vars(module).items():
@@ -305,7 +308,7 @@ def network_settings(model: nn.Module) -> dict[str, Any]:
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Return the plain values of each of the optimizer's parameter groups, such as a rate."""
+    """Return the plain values of each of the optimizer's groups, such as the learning rate."""
     settings = []
     for group in optimizer.param_groups:
         plain_values = {}

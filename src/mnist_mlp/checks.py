@@ -19,14 +19,14 @@ REPLACED_FIELDS = {
     "augment": ["augment_strength", "elastic_strength"],
 }
 
-# With fewer steps than this, no recipe learns anything.
+# With fewer steps than this, too few steps are a likelier cause than the learning rate.
 FEW_STEPS = 100
 
 
 def check_training_sets(
     train_sets: Sequence[ImageDataset], validation: ImageDataset, batch_size: int
 ) -> None:
-    """Check that all data sets have the same classes; warn if a batch holds a whole training set.
+    """Check that all data sets have the same classes; warn if one is smaller than a batch.
 
     Raises:
         TypeError: One of them is not an ImageDataset.
@@ -61,7 +61,7 @@ def check_custom_functions(
     loss_fn: Callable | None,
     augment: Callable | None,
 ) -> None:
-    """Check that your own functions can be called, and that nothing you set would be ignored.
+    """Check that your own functions can be called, and that none replaces a field that you set.
 
     Raises:
         TypeError: An argument is not a function.
@@ -127,7 +127,7 @@ def check_model(model: nn.Module, dataset: ImageDataset) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"the model must take images of shape {tuple(images.shape)}. If it needs squares, "
+            f"the model must take images of shape {tuple(images.shape)}. If it needs 2-D images, "
             f"begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
         ) from error
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-Z_95 = 1.959964  # 95% of a normal distribution lie within so many standard deviations
+Z_95 = 1.959964  # 95% of a normal distribution lie within 1.96 standard deviations
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def lower_limit(gained: int, lost: int, n: int) -> float:
         return -1.0
 
     def excess(difference: float) -> float:
-        """Return by how much the observed difference exceeds the limit of the test."""
+        """Return by how many pairs the observed difference is too large for this true one."""
         # The likeliest probability of a lost pair, if the true difference is this one, solves
         # a q^2 + b q + c = 0.
         a = 2 * n
@@ -117,4 +117,5 @@ def lower_limit(gained: int, lost: int, n: int) -> float:
         variance = n * (2 * q + difference * (1 - difference))
         return gained - lost - n * difference - Z_95 * math.sqrt(max(0.0, variance))
 
+    # At the observed difference itself the excess may be exactly 0, so the search ends before it.
     return brentq(excess, -1, observed - 1e-12)

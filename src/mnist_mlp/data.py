@@ -21,7 +21,7 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images as normalised float32 images of the same shape, as networks take them."""
+    """Return uint8 images as normalised float32 images of the same shape."""
     return images.div(255).sub_(MEAN).div_(STD)
 
 
@@ -126,7 +126,7 @@ class ImageDataset(Dataset):
         return images, labels, self.teacher_logits.index_select(0, indices).float()
 
     def to(self, device: torch.device | str) -> "ImageDataset":
-        """Return the data set on a device such as "cuda"; itself if it is there already."""
+        """Return the data set on a device such as "cuda"."""
         if self.images.device == torch.device(device):
             return self
         return self._apply_to_tensors(lambda tensor: tensor.to(device))
@@ -231,7 +231,8 @@ def stratified_split(
 
     Args:
         labels: int64 of shape (N,).
-        holdout_fraction: One divided by a whole number n, such as 1 / 12.
+        holdout_fraction: One divided by a whole number n, such as 1 / 12. Other fractions are
+            rounded to such a one.
         seed: The seed of the shuffle.
 
     Returns:
@@ -250,7 +251,7 @@ def stratified_split(
 
 
 def check_dataset(name: str, dataset) -> None:
-    """Raise TypeError if the argument of this name is not an ImageDataset."""
+    """Raise TypeError if `dataset`, called `name` in the message, is not an ImageDataset."""
     if isinstance(dataset, Splits):
         raise TypeError(
             f"{name} must be an ImageDataset, found Splits. Use its train, validation or test."

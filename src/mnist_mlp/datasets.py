@@ -82,14 +82,14 @@ def load(
     Args:
         name: "mnist" has 55,000 training, 5,000 validation and 10,000 test images.
             "digits" are the 1,797 small digits that come with scikit-learn: they need no network.
-            "auto" is MNIST if it is there or can be downloaded, else the small digits, with a
-            warning.
+            "auto" is MNIST, or the small digits, with a warning, if MNIST is missing and cannot be
+            downloaded.
             "fashion", "kmnist", "qmnist", "emnist-digits" and "usps" are read by torchvision.
         root: The folder that contains `MNIST/raw/`; by default `$MNIST_ROOT`, or `data/`.
         download: Whether to download files of MNIST that are missing or damaged, and missing files
             of the others.
-        seed: Decides which images validate: a twelfth of the training images, drawn so that each
-            class has its proportion.
+        seed: Decides which images form the validation set: a twelfth of the training images, with
+            the same proportion of each class. For "digits", also which images form the test set.
 
     Raises:
         TypeError: The name is not a string, or the seed not a whole number.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def repo_root() -> Path:
-    """Return the folder of the repository, or the working directory for an installed package."""
+    """Return the folder of the repository, or the working directory if there is no repository."""
     root = Path(__file__).parents[2]
     if (root / "pyproject.toml").exists():
         return root

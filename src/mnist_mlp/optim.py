@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the hidden weight matrices, AdamW for the last matrix and all biases.
+    """Muon for all weight matrices but the last, AdamW for the last one and all biases.
 
     Muon orthogonalises the momentum of a weight matrix, so that the update is equally large in all
     directions. The filters of a convolution are the rows of its matrix.
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
             average_gradient = state["momentum"]
             average_gradient.lerp_(weight.grad, 1 - momentum)
 
-            # Nesterov momentum looks one step ahead.
+            # Nesterov momentum: average the gradient with its own moving average once more.
             direction = weight.grad.lerp(average_gradient, momentum).flatten(1)
             if self.bfloat16:
                 direction = direction.bfloat16()
@@ -109,14 +109,14 @@ def newton_schulz(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
 
     for _ in range(iterations):
         gram = x @ x.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
-        x = torch.addmm(x, polynomial, x, beta=a)  # a x + polynomial x
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b * gram + c * gram @ gram
+        x = torch.addmm(x, polynomial, x, beta=a)  # a * x + polynomial @ x
 
     return x.T if is_tall else x
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Return a learning rate that rises to the optimizer's rate and then falls to almost 0.
+    """Return a scheduler whose rate rises to the optimizer's rate and then falls to almost 0.
 
     The momentum, if the optimizer has one, falls and rises again.
 
@@ -132,14 +132,14 @@ def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler
 
 
 def constant_rate(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Return a learning rate that stays the optimizer's rate."""
+    """Return a scheduler whose rate stays the optimizer's rate."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
 def bfloat16_units() -> str:
-    """Return how the CPU multiplies bfloat16 matrices: with "AMX", "AVX-512 BF16" or "none".
+    """Return the name of the CPU's bfloat16 unit: "AMX", "AVX-512 BF16" or "none".
 
-    "none" means that the CPU has no instructions for it, or that torch must not use them
+    "none" means that the CPU has none of these two, or that torch must not use them
     (`ATEN_CPU_CAPABILITY=avx2`).
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):

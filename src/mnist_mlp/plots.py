@@ -1,4 +1,4 @@
-"""The figures. Each function draws on the given axes or on a new figure, and returns the axes."""
+"""The figures. Each plot function draws on given or new axes, and returns them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -124,7 +124,7 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
 
     loss_axes.set(ylabel="cross-entropy (nats, log scale)", yscale="log")
 
-    # The first epochs may be far below: an axis that showed them would squeeze all others.
+    # An axis that showed the first epochs, which may be far below, would squeeze all others.
     nonempty = [history for history in runs.values() if history.epochs]
     final_accuracies = [history.epochs[-1]["accuracy"] for history in nonempty]
     largest_error = max(0.03, 1 - min(final_accuracies, default=0))
@@ -211,13 +211,13 @@ def misclassified_gallery(
         count: How many images are drawn at most.
         ax: Where to draw.
     """
-    worst = evaluation.misclassified()[:count]
-    if len(worst) == 0:
+    shown = evaluation.misclassified()[:count]
+    if len(shown) == 0:
         return sample_grid(torch.zeros(1, 28, 28), ["no errors"], ax=ax)
 
     captions = []
-    for i in worst:
+    for i in shown:
         true = evaluation.classes[evaluation.labels[i]]
         predicted = evaluation.classes[evaluation.predicted[i]]
         captions.append(f"{true} → {predicted}\n{evaluation.probabilities[i].max():.0%}")
-    return sample_grid(images[worst], captions, ax=ax)
+    return sample_grid(images[shown], captions, ax=ax)

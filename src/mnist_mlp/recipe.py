@@ -38,7 +38,7 @@ class Recipe:
     label_smoothing: float = 0.0  # how much of the target is spread evenly over the classes
     ema_decay: float = 0.998  # of the exponential moving average of the weights; 0: no average
     augment_strength: float = 1.0  # of the random warps of the training images; 0: no warps
-    elastic_strength: float = 1.0  # of the elastic part of the warps, relative to the rest
+    elastic_strength: float = 1.0  # of the elastic part, in pixels at an augment_strength of 1
     optimizer: str = "adamw"  # or "muon", with a learning rate ten times as large
     schedule: str = "one-cycle"  # or "constant"
     select: str = "best epoch"  # by validation accuracy; or "last epoch"
@@ -92,8 +92,8 @@ class History:
             `learning_rate` is the rate at the end of the epoch.
             `seconds` is the duration of the epoch.
             Losses are means over the examples, in nats. Accuracies are from 0 to 1.
-        best_epoch: The epoch whose averaged weights the model has. The first epoch is 1; 0 means
-            that no epoch is complete.
+        best_epoch: The epoch whose averaged weights the model has: the best, or the last if the
+            recipe selects that. The first epoch is 1; 0 means that no epoch is complete.
         stopped: Where the training was stopped early, such as "after epoch 3 of 45"; else "".
     """
 

@@ -53,16 +53,16 @@ def fit(
     averaged weights of the last epoch.
 
     Training is deterministic: the same initial weights, recipe, machine and thread count give
-    bit-identical weights.
+    bit-identical weights. If your network has dropout, call `torch.manual_seed` before `fit`.
 
-    Ctrl-C raises KeyboardInterrupt, as usual. The model then has the best weights so far, or its
-    current weights if no epoch is complete.
+    The model is left in evaluation mode. Ctrl-C raises KeyboardInterrupt, as usual. The model then
+    has the best weights so far, or its current weights if no epoch is complete.
 
     Args:
         model: A network that takes float32 images of shape (N, 784) and returns logits of shape
             (N, classes).
         train: The training set, or a list of training sets that take turns, one per epoch. A set
-            with teacher logits is trained by distillation.
+            with teacher logits is trained by distillation; its labels then only measure accuracy.
         validation: The data set on which the best epoch is chosen.
         recipe: The hyperparameters.
         optimizer: Your own optimizer, such as `torch.optim.SGD` or `partial(torch.optim.SGD,
@@ -76,7 +76,8 @@ def fit(
         checkpoint: A file that `fit` saves after every epoch. The same call continues from it. The
             result is bit-identical to that of an uninterrupted training; with dropout, this holds
             on the CPU only. The checkpoint knows the settings, the initial weights and the data,
-            but not the source code: delete it after you have edited code.
+            but not the source code: delete it after you have edited code. To continue, create the
+            model with the same `torch.manual_seed`, torch version and number of threads.
         on_epoch: A function that `fit` calls with the history after each epoch. If it returns
             True, the training stops. A checkpoint does not record this stop: the same call
             continues the training.
@@ -91,7 +92,8 @@ def fit(
             another training. Nothing is trained.
         FloatingPointError: The loss diverges.
 
-    Warns if the model predicts the same class for all validation images.
+    Warns if the model predicts the same class for all validation images after half of the epochs
+    or after the last one.
 
     Example:
         >>> splits = load("mnist")
@@ -108,6 +110,8 @@ def fit(
     check_training_sets(train_sets, validation, recipe.batch_size)
     check_custom_functions(recipe, train_sets, optimizer, schedule, loss_fn, augment)
     check_network(model)
+
+    # For the checkpoint, which describes your optimizer by its settings instead.
     custom_functions = {"schedule": schedule, "loss_fn": loss_fn, "augment": augment}
 
     if recipe.device is not None:
@@ -127,9 +131,9 @@ def fit(
     history.stopped = ""
 
     # Several training sets take turns.
-    set_of_epoch = [train_sets[i % len(train_sets)] for i in range(recipe.epochs)]
-    steps_of_epoch = [math.ceil(len(train_set) / recipe.batch_size) for train_set in set_of_epoch]
-    total_steps = sum(steps_of_epoch)
+    train_set_by_epoch = [train_sets[i % len(train_sets)] for i in range(recipe.epochs)]
+    steps_by_epoch = [math.ceil(len(data) / recipe.batch_size) for data in train_set_by_epoch]
+    total_steps = sum(steps_by_epoch)
 
     # Your own functions, or those that the recipe names.
     if optimizer is None:
@@ -186,7 +190,8 @@ def fit(
             start = time.perf_counter()
 
             generator = epoch_generator(recipe.seed, epoch)
-            epoch_batches = batches(set_of_epoch[epoch - 1], recipe.batch_size, generator, augment)
+            train_set = train_set_by_epoch[epoch - 1]
+            epoch_batches = batches(train_set, recipe.batch_size, generator, augment)
             loss, accuracy = train_epoch(
                 epoch_batches,
                 model,
@@ -207,10 +212,11 @@ def fit(
                 )
             if epoch in (math.ceil(recipe.epochs / 2), recipe.epochs):
                 warn_if_constant_prediction(
-                    result, epoch, sum(steps_of_epoch[:epoch]), recipe.learning_rate
+                    result, epoch, sum(steps_by_epoch[:epoch]), recipe.learning_rate
                 )
 
-            is_best = result.accuracy >= history.validation_accuracy  # that of the best epoch yet
+            best_accuracy_so_far = history.validation_accuracy
+            is_best = result.accuracy >= best_accuracy_so_far
             history.epochs.append(
                 {
                     "loss": loss,
@@ -241,6 +247,7 @@ def fit(
             bar.set_postfix_str(f"loss={loss:.3f}, validation={result.accuracy:.2%}", refresh=False)
             bar.update()
 
+            # Only True stops the training: `on_epoch` may return anything else, such as a figure.
             answer = None if on_epoch is None else on_epoch(history)
             wants_to_stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
             if wants_to_stop and epoch < recipe.epochs:

@@ -24,7 +24,7 @@ class Pictures:
         paths: The files, sorted by name, without hidden ones.
         images: One image per file, uint8 of shape (N, 28, 28).
         inputs: The same images, normalised: float32.
-        known: The true digit of each synthetic photo, by file name; empty for other pictures.
+        true_digits: The true digit of each synthetic photo, by file name; empty for other pictures.
 
     Raises:
         FileNotFoundError: The folder holds no pictures.
@@ -32,15 +32,17 @@ class Pictures:
 
     def __init__(self, folder: str | Path, samples: Path):
         self.samples = samples
-        self.known: dict[str, str] = {}
+        self.true_digits: dict[str, str] = {}
         if not folder:
-            self.known = {path.name: digit for path, digit in write_samples(samples, each=20)}
+            self.true_digits = {path.name: digit for path, digit in write_samples(samples, each=20)}
             folder = samples
 
         files = [path for path in Path(folder).iterdir() if path.is_file()]
         self.paths = sorted(path for path in files if path.name[0] != ".")
         if not self.paths:
-            raise FileNotFoundError(f"{folder} holds no pictures: expected one digit on each.")
+            raise FileNotFoundError(
+                f"{folder} holds no pictures: expected picture files with one digit each."
+            )
 
         self.images = torch.stack([to_mnist(path) for path in self.paths])
         self.inputs = normalise(self.images)
@@ -56,7 +58,7 @@ class Pictures:
     def labels(self, predicted: torch.Tensor, corrections: Mapping[str, str]) -> list[str]:
         """Return the label of each picture.
 
-        It is the correction if there is one, else the known digit of a synthetic photo, else the
+        It is the correction if there is one, else the true digit of a synthetic photo, else the
         predicted digit.
 
         Args:
@@ -70,11 +72,11 @@ class Pictures:
         unknown = sorted(corrections.keys() - names)
         if unknown:
             raise ValueError(
-                f"corrections names {', '.join(unknown)}, expected names of files in the folder."
+                f"corrections has {', '.join(unknown)}, expected names of files in the folder."
             )
 
         labels = {name: str(int(digit)) for name, digit in zip(names, predicted, strict=True)}
-        labels.update(self.known)
+        labels.update(self.true_digits)
         labels.update(corrections)
         return [labels[name] for name in names]
 

@@ -41,8 +41,8 @@ def export_onnx(
 
     Raises:
         ModuleNotFoundError: The extra `[onnx]` is not installed.
-        ValueError: The model has another number of classes.
-        OSError: The file cannot be written. An earlier file is then intact.
+        ValueError: The model's number of classes differs from `len(classes)`.
+        OSError: The file cannot be written. An existing file is then left unchanged.
     """
     try:
         import onnxscript  # noqa: F401
@@ -50,6 +50,7 @@ def export_onnx(
         raise ModuleNotFoundError("ONNX needs an extra: pip install -e '.[onnx]'.") from error
 
     classifier = Classifier(copy.deepcopy(model)).eval()  # a copy: the model keeps its mode
+    # Two images: for an example of one, PyTorch would fix the number of images at one.
     images = torch.zeros(2, 28, 28, dtype=torch.uint8)
     n_outputs = classifier(images).shape[1]
     if n_outputs != len(classes):

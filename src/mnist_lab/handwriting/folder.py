@@ -21,7 +21,7 @@ def load_folder(path: str | Path, seed: int = 0) -> Splits:
     per class. A twelfth of `train` becomes the validation set.
 
     Args:
-        path: The folder. The splits are named "folder-" and its name.
+        path: The folder. The splits are named `folder-<name>`.
         seed: The seed of the two random splits.
 
     Raises:
@@ -31,12 +31,13 @@ def load_folder(path: str | Path, seed: int = 0) -> Splits:
     path = Path(path)
     names = [folder.name for folder in _folders_in(path)]
 
+    # If `train` holds no folders, the two are classes called test and train.
     if names == ["test", "train"] and _folders_in(path / "train"):
         train = _read_classes(path / "train", minimum=2)
         test = _read_classes(path / "test", minimum=2)
         if train.classes != test.classes:
             raise ValueError(
-                f"{path} must hold the same classes twice, found "
+                f"{path}: train and test must have the same classes, found "
                 f"{' '.join(train.classes)} in train, {' '.join(test.classes)} in test."
             )
     else:
@@ -46,7 +47,8 @@ def load_folder(path: str | Path, seed: int = 0) -> Splits:
         test = everything.subset(held_out)
 
     kept, held_out = stratified_split(train.labels, holdout_fraction=1 / 12, seed=seed)
-    name = f"folder-{path.resolve().name}"  # never just "mnist", which the published results have
+    # The prefix keeps a folder called mnist apart from MNIST's published results.
+    name = f"folder-{path.resolve().name}"
     return Splits(name, train.subset(kept), train.subset(held_out), test)
 
 

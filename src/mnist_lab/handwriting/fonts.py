@@ -13,12 +13,16 @@ from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.files import read_json, repo_root
 
-FONT_SHEET = repo_root() / "benchmarks" / "accuracy" / "fonts.png"  # ten digits per row and font
+# One row of ten digits per font.
+FONT_SHEET = repo_root() / "benchmarks" / "accuracy" / "fonts.png"
+
 SIDE = 48  # pixels of the square around one digit
 MARGIN = 16  # pixels of paper around this square: room for a thick pen and a slant
 PENS = {"thin": 1, "medium": 3, "thick": 5}  # pixels of the dilation; 1 leaves the font unchanged
 SLANTS = (-0.15, 0.0, 0.25)  # columns per row
-SCHOOL = "Playwrite"  # begins the name of each font of the letters that a country's schools teach
+
+# Prefix of the fonts that show the letterforms taught in a country's schools.
+SCHOOL = "Playwrite"
 
 
 def read_fonts() -> dict[str, np.ndarray]:
@@ -40,7 +44,8 @@ def read_half(half: int) -> dict[str, np.ndarray]:
     """Return every second font, as `read_fonts` does.
 
     Args:
-        half: 0 for the first, third ... font, to choose on; 1 for the others, to report.
+        half: 0 for the first, third ... font, for making choices; 1 for the others, for
+            reporting.
     """
     fonts = read_fonts()
     names = list(fonts)[half::2]
@@ -79,7 +84,10 @@ def write_with_pens(fonts: Iterable[np.ndarray]) -> dict[str, ImageDataset]:
         fonts: The digits of each font, as `read_fonts` returns them.
     """
     digits = np.concatenate(list(fonts))
-    labels = torch.arange(len(digits)).remainder(10).repeat_interleave(len(SLANTS))
+
+    # Each font has the digits 0 to 9 in this order, and each digit becomes an image per slant.
+    labels_of_digits = torch.arange(len(digits)).remainder(10)
+    labels = labels_of_digits.repeat_interleave(len(SLANTS))
 
     datasets = {}
     for pen, dilation in PENS.items():
@@ -93,6 +101,7 @@ def write_with_pens(fonts: Iterable[np.ndarray]) -> dict[str, ImageDataset]:
 
 def _slant(picture: np.ndarray, slant: float) -> np.ndarray:
     """Shift each row of a picture sideways, by `slant` columns per row from the middle row."""
+    # The pixel at (row, column) of the result is taken from `matrix` @ (row, column) + `offset`.
     middle = picture.shape[0] / 2
     matrix = np.array([[1, 0], [slant, 1]])
     offset = (0, -slant * middle)
@@ -133,13 +142,13 @@ def results_table(record: Mapping) -> pd.DataFrame:
     before = record["before"]
     runs = record["runs"]
 
-    count = record["test_images"]
+    test_images = record["test_images"]
     correct_after = mean(run["test_correct"] for run in runs)
     rows = {
         "MNIST's test set": {
-            "images": f"{count:,}",
-            "before": f"{before['test_correct'] / count:.2%}",
-            "after, mean of the seeds": f"{correct_after / count:.2%}",
+            "images": f"{test_images:,}",
+            "before": f"{before['test_correct'] / test_images:.2%}",
+            "after, mean of the seeds": f"{correct_after / test_images:.2%}",
         }
     }
 

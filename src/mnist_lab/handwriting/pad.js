@@ -1,5 +1,5 @@
-// A pad to draw digits on, and bars for the probabilities: for the notebook's widget (widget.js) and
-// for the page (web/build.py).
+// A pad to draw digits on, and bars for the probabilities: for the notebook's widget (widget.js)
+// and for the page (web/build.py).
 
 // Pixels: the height of the pad, and the widths of the pen and of the eraser.
 const HEIGHT = 280;
@@ -12,21 +12,21 @@ const STYLE = `
 .pad .sheet { max-width: 100%; }
 .pad .paper { display: block; max-width: 100%; box-shadow: 0 0 0 1px #8888; }
 .pad .seen { width: 112px; height: 112px; image-rendering: pixelated; background: black; }
-.pad .frame { position: relative; }
+.pad .wrapper { position: relative; }
 .pad .pen { position: absolute; width: 12px; height: 12px; margin: -8px; border-radius: 50%;
   border: 2px solid #0072b2; pointer-events: none; }
 .pad .pen.down { background: #0072b2; }
 .pad .tools { display: flex; flex-wrap: wrap; gap: 6px; margin-top: 10px; }
-.pad button { font: inherit; font-size: 15px; padding: 6px 10px; border-radius: 6px; border: 1px solid #8888;
-  background: transparent; color: inherit; cursor: pointer; }
+.pad button { font: inherit; font-size: 15px; padding: 6px 10px; border-radius: 6px;
+  border: 1px solid #8888; background: transparent; color: inherit; cursor: pointer; }
 .pad button[aria-pressed=true] { background: #0072b2; color: white; }
 .pad .answer { flex: 0 1 310px; }
 .pad .bars { display: grid; grid-template-columns: auto minmax(80px, 160px) 4em; gap: 3px 10px;
   justify-content: start; align-items: center; font-variant-numeric: tabular-nums; }
 .pad .bar { height: 14px; border-radius: 3px; background: #8883; overflow: hidden; }
 .pad .bar i { display: block; height: 100%; width: 0; background: #8888; }
-.pad .first { font-weight: bold; }
-.pad .first + .bar i { background: #0072b2; }
+.pad .best { font-weight: bold; }
+.pad .best + .bar i { background: #0072b2; }
 .pad figure { margin: 0; }
 .pad figcaption { font-size: 85%; opacity: 0.75; margin: 6px 0 12px; max-width: 112px; }
 `;
@@ -40,16 +40,18 @@ function make(tag, properties, parent) {
 // Put a pad into `host`: black ink on white, `width` x 280 pixels.
 //
 // Calls `changed(canvas, area)` after each stroke and, at most once a frame, during it; calls
-// `changed(null)` when the pad is empty. `area` is [x, y, width, height] of the part to read: of the
-// picture that was put there last, or of the whole pad.
+// `changed(null)` when the pad is empty. `area` is [x, y, width, height] of the part to read: the
+// picture if it is the last thing put on the pad, else the whole pad.
 //
-// Returns elements to build on, and `put(picture)`, which replaces the drawing by a picture.
+// Returns the elements `pad` and `tools`, for more content, and `put(picture)`, which replaces the
+// drawing by a picture.
 export function drawingPad(host, changed, width = HEIGHT) {
   make("style", { textContent: STYLE }, host);
   const pad = make("div", { className: "pad" }, host);
   const sheet = make("div", { className: "sheet" }, pad);
-  const frame = make("div", { className: "frame" }, sheet); // the cursor is placed in it
-  const canvas = make("canvas", { className: "paper", width, height: HEIGHT, tabIndex: 0 }, frame);
+  const wrapper = make("div", { className: "wrapper" }, sheet); // the cursor is placed in it
+  const size = { width, height: HEIGHT };
+  const canvas = make("canvas", { className: "paper", ...size, tabIndex: 0 }, wrapper);
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "Drawing pad. The arrow keys move the pen, the space bar "
     + "lowers and lifts it, Control Z undoes, Escape clears.");
@@ -85,8 +87,9 @@ export function drawingPad(host, changed, width = HEIGHT) {
   }
 
   // Undo repaints strokes in the pieces in which they were drawn, so they get the same pixels.
-  // Piece 0 is a dot. Piece i leads from the middle before point i - 1 to the middle behind it, as a
-  // curve with this point as its control point. The last piece is a line to the last point.
+  // Piece 0 is a dot. Piece i is a curve from the midpoint of points i-2 and i-1 to the midpoint of
+  // points i-1 and i, with point i-1 as its control point. Piece 1 is a line that begins at point 0,
+  // and the last piece is a line that ends at the last point.
   function drawPiece({ points, erase }, i) {
     context.strokeStyle = erase ? "white" : "black";
     context.fillStyle = context.strokeStyle;
@@ -101,9 +104,13 @@ export function drawingPad(host, changed, width = HEIGHT) {
     } else if (points.length > 1) {
       const start = i === 1 ? points[0] : middle(points[i - 2], points[i - 1]);
       context.moveTo(...start);
-      if (i === points.length) context.lineTo(...points[i - 1]);
-      else if (i === 1) context.lineTo(...middle(points[0], points[1]));
-      else context.quadraticCurveTo(...points[i - 1], ...middle(points[i - 1], points[i]));
+      if (i === points.length) {
+        context.lineTo(...points[i - 1]);
+      } else {
+        const end = middle(points[i - 1], points[i]);
+        if (i === 1) context.lineTo(...end);
+        else context.quadraticCurveTo(...points[i - 1], ...end);
+      }
       context.stroke();
     }
   }
@@ -171,8 +178,8 @@ export function drawingPad(host, changed, width = HEIGHT) {
   let pointer = null; // one at a time: a palm beside the pen draws nothing
   canvas.addEventListener("pointerdown", (event) => {
     const penEraser = event.button === 5;
-    const drawingButton = event.button <= 0 || penEraser;
-    if (pointer !== null || !drawingButton) return;
+    const mainButton = event.button <= 0; // of a mouse; also a finger and the tip of a pen
+    if (pointer !== null || !(mainButton || penEraser)) return;
     pointer = event.pointerId;
     canvas.setPointerCapture(pointer);
     beginStroke(pointOf(event), erasing || penEraser);
@@ -191,7 +198,7 @@ export function drawingPad(host, changed, width = HEIGHT) {
     });
 
   // With the keyboard, the arrow keys move a cursor and the space bar lowers it like a pen.
-  const cursor = make("div", { className: "pen", hidden: true }, frame);
+  const cursor = make("div", { className: "pen", hidden: true }, wrapper);
   const moves = { ArrowLeft: [-8, 0], ArrowRight: [8, 0], ArrowUp: [0, -8], ArrowDown: [0, 8] };
   let x = width / 2;
   let y = HEIGHT / 2;
@@ -247,14 +254,14 @@ function middle(from, to) {
 
 // Put bars for the probabilities, and the image that the network sees, into a pad.
 //
-// Returns `show(probabilities, image, sentence)`. The image is 784 bytes; both are null if there is
-// nothing to show. Without a `sentence`, one is made from the probabilities.
-export function answers(pad, classes) {
+// Returns `show(probabilities, image, message)`. The image is 784 bytes; both are null if there is
+// nothing to show. Without a `message`, the sentence is made from the probabilities.
+export function addAnswer(pad, classes) {
   const right = make("div", { className: "answer" }, pad);
-  const spoken = make("div", { className: "spoken" }, right);
-  spoken.setAttribute("role", "status"); // read aloud when it changes
+  const sentence = make("div", { className: "sentence" }, right);
+  sentence.setAttribute("role", "status"); // read aloud when it changes
   const bars = make("div", { className: "bars" }, right);
-  bars.setAttribute("aria-hidden", "true"); // the spoken sentence says what the bars show
+  bars.setAttribute("aria-hidden", "true"); // the sentence says what the bars show
   const rows = classes.map((name) => {
     const label = make("span", { textContent: name }, bars);
     const bar = make("div", { className: "bar" }, bars);
@@ -269,20 +276,20 @@ export function answers(pad, classes) {
   seen.setAttribute("aria-label", "What the network sees, 28 by 28 pixels");
   make("figcaption", { textContent: "What the network sees: 28 × 28 pixels" }, figure);
 
-  return function show(probabilities, image, sentence = null) {
+  return function show(probabilities, image, message = null) {
     const best = probabilities ? probabilities.indexOf(Math.max(...probabilities)) : -1;
     rows.forEach(({ label, fill, value }, i) => {
       const percent = probabilities ? 100 * probabilities[i] : 0;
       fill.style.width = `${percent}%`;
       value.textContent = probabilities ? `${percent.toFixed(1)}%` : "";
-      label.className = i === best ? "first" : "";
+      label.className = i === best ? "best" : "";
     });
 
     let text = "Draw a digit from 0 to 9.";
-    if (sentence !== null) text = sentence;
+    if (message !== null) text = message;
     else if (probabilities)
       text = `This looks like ${classes[best]}: ${(100 * probabilities[best]).toFixed(0)}%.`;
-    if (spoken.textContent !== text) spoken.textContent = text;
+    if (sentence.textContent !== text) sentence.textContent = text;
 
     paint(seen, image ?? new Uint8Array(784));
   };

@@ -38,12 +38,12 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
     class DrawingPad(anywidget.AnyWidget):
         _esm = pad_script + widget_script
         classes = traitlets.List(traitlets.Unicode()).tag(sync=True)
-        canvas = traitlets.Any(b"").tag(sync=True)  # grey values, 280 x 280 bytes; b"": no drawing
+        # Grey values, 280 x 280 bytes; b"": no drawing. Any, because they arrive as a memoryview.
+        canvas = traitlets.Any(b"").tag(sync=True)
         seen = traitlets.Bytes().tag(sync=True)  # `image` as bytes; b"" for None
         probabilities = traitlets.List(traitlets.Float()).tag(sync=True)
-        answer = traitlets.Int(0).tag(
-            sync=True
-        )  # counts up once `seen` and `probabilities` are set
+        # Incremented after `seen` and `probabilities`.
+        answer_count = traitlets.Int(0).tag(sync=True)
         image = None
 
         def __repr__(self) -> str:
@@ -65,6 +65,6 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
                     logits = model(normalise(self.image[None]).flatten(1))
                 self.seen = self.image.numpy().tobytes()
                 self.probabilities = logits.softmax(dim=1)[0].tolist()
-            self.answer += 1
+            self.answer_count += 1
 
     return DrawingPad(classes=list(classes))

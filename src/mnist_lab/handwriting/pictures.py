@@ -1,4 +1,4 @@
-"""Pictures of every format, read safely as brightness from 0 to 1."""
+"""Pictures of the common formats, read safely as brightness from 0 to 1."""
 
 import math
 import warnings
@@ -45,6 +45,7 @@ def read_grey(picture: Picture) -> np.ndarray:
         picture = picture.convert("L")
 
     factor = math.ceil(max(picture.size) / WORK_SIDE)
+    # Pillow's modes I, I;16, I;16B ... are integers of 32 or 16 bits, and F are floats.
     has_8_bits = picture.mode not in ("I", "F") and not picture.mode.startswith("I;")
     if has_8_bits:
         return _flatten(picture.reduce(factor))
@@ -53,12 +54,13 @@ def read_grey(picture: Picture) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("a picture's values must be finite, found infinite ones or NaN.")
     if picture.mode != "F":
-        # Integers of 16 bits, or of 32, which may hold values of 8 bits.
+        # Pillow may open integers as 16 or 32 bits even if the values fit into 8.
         full_scale = 255 if values.max() <= 255 else 65_535
         values = values / full_scale
     if values.min() < 0 or values.max() > 1:
         raise ValueError(
-            f"a picture's floats must lie in 0 to 1, found {values.min():g} to {values.max():g}."
+            "a picture's floats must lie between 0 and 1, "
+            f"found {values.min():g} to {values.max():g}."
         )
     reduced = Image.fromarray(values.astype(np.float32)).reduce(factor)
     return np.asarray(reduced, np.float64)
@@ -99,9 +101,11 @@ def _open_file(path: str | PathLike) -> Image.Image:
             f"{path} is not a picture: expected one of {', '.join(FORMATS)}."
         ) from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large a picture: {error}.") from error
+        raise ValueError(
+            f"{path} has too many pixels, expected at most {MAX_PIXELS:,} in all."
+        ) from error
     except (FileNotFoundError, PermissionError, IsADirectoryError, ValueError):
-        raise
+        raise  # these say clearly what is wrong
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise ValueError(f"{path} is damaged: {error}.") from error
 
@@ -119,12 +123,15 @@ def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:
             f"a picture's array must be (H, W), (H, W, 3) or (H, W, 4), found {values.shape}."
         )
 
-    # Pillow has floats and 16 bits for grey pictures only.
-    if values.dtype == bool or (is_colour and values.dtype.kind == "f"):
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * np.uint8(255)
+
+    # Pillow has floats and 16 bits for grey pictures only: colours are reduced to 8 bits.
+    if is_colour and values.dtype.kind == "f":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError("a picture's floats must lie in 0 to 1.")
+            raise ValueError("a picture's floats must lie between 0 and 1.")
         values = (values * 255.0).round().astype(np.uint8)
-    if values.dtype == np.uint16 and is_colour:
+    if is_colour and values.dtype == np.uint16:
         values = (values >> 8).astype(np.uint8)
 
     if values.dtype.kind == "f":

@@ -15,7 +15,7 @@ from mnist_lab.handwriting.pictures import MIN_CONTRAST, Picture, read_grey
 from mnist_mlp.datasets import centre_digit
 
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
-MIN_INK = 0.15  # of the full ink: fainter pixels are paper
+MIN_INK = 0.15  # of the median ink: fainter pixels are paper
 MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
 MIN_OVERLAP = 0.4  # of the narrower stroke's width: strokes above each other are one digit
 SURFACE_SAMPLES = 64  # along the longer side: enough to fit the brightness of the paper
@@ -25,8 +25,8 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     """Return a picture of one digit as the network sees it, uint8 of shape (28, 28).
 
     The digit may be dark on light paper or light on dark, drawn or photographed, also under
-    uneven light. The paper must cover most of the picture. Specks are dropped. A warning says so
-    if there seem to be several digits.
+    uneven light. The paper must cover most of the picture. Specks are dropped. Warns if the
+    picture seems to hold several digits.
 
     Args:
         picture: A file's path, a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
@@ -85,33 +85,36 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     rows, columns = (ink > 0).nonzero()
     side = 1 + max(np.ptp(rows), np.ptp(columns))
 
-    # A stroke of length l and width w has the area l w and the edge 2 l.
-    solid = np.pad(ink > 0.5, 1)
-    edge = np.diff(solid, axis=0).sum() + np.diff(solid, axis=1).sum()
-    width = 2 * solid.sum() / max(1, edge)
+    # A stroke of length L and width W has area L·W and perimeter about 2·L. `np.diff` of booleans
+    # is true where two neighbours differ: at the edge of a stroke.
+    is_solid = np.pad(ink > 0.5, 1)
+    perimeter = np.diff(is_solid, axis=0).sum() + np.diff(is_solid, axis=1).sum()
+    width = 2 * is_solid.sum() / max(1, perimeter)
 
-    # The missing width, half of it on either side of the stroke.
+    # Add half of the missing width on either side.
     missing = round((MIN_STROKE_WIDTH * side / 20 - width) / 2)
     if missing > 0:
         ink = ndimage.maximum_filter(np.pad(ink, missing), 2 * missing + 1)
 
-    image = centre_digit(torch.from_numpy(ink).float()).float()
-    return (image * (255 / image.max())).round().to(torch.uint8)
+    digit = torch.from_numpy(ink).float()
+    image = centre_digit(digit).float()  # whole numbers from 0 to 255
+    darkest_is_255 = image * (255 / image.max())
+    return darkest_is_255.round().to(torch.uint8)
 
 
 def _group_by_digit(components: np.ndarray) -> list[list[int]]:
     """Return the numbers of the connected components of each digit, from left to right."""
-    strokes = []
-    for number, box in enumerate(ndimage.find_objects(components), start=1):
-        if box is not None:  # None: the component was a speck
-            columns = box[1]
-            strokes.append((columns.start, columns.stop, number))
-    strokes.sort(key=lambda stroke: stroke[0])
+    boxes = []
+    for number, slices in enumerate(ndimage.find_objects(components), start=1):
+        if slices is not None:  # None: the component was a speck
+            _, columns = slices
+            boxes.append((columns.start, columns.stop, number))
+    boxes.sort(key=lambda box: box[0])
 
     digits: list[list[int]] = []
     digit_left = 0
     digit_right = 0
-    for left, right, number in strokes:
+    for left, right, number in boxes:
         narrower = min(right - left, digit_right - digit_left)
         overlap = digit_right - left
         if digits and overlap >= MIN_OVERLAP * narrower:
@@ -127,57 +130,69 @@ def _group_by_digit(components: np.ndarray) -> list[list[int]]:
 def _find_ink(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """Return the ink from 0 to 1 and the number of each pixel's connected component, or 0."""
     difference, noise = _subtract_paper(read_grey(picture))
-    ink_is_brighter = (difference**3).sum() > 0  # few pixels are far from the paper: the ink
+    # Cubes give the sign of the skew: the ink is the minority far from the paper.
+    ink_is_brighter = (difference**3).sum() > 0
     ink = np.maximum(0, difference if ink_is_brighter else -difference)
 
-    # The ink must stand out: noise alone reaches almost four times its own level.
+    # The ink must stand out: `noise` is about one standard deviation, and its largest values
+    # reach four.
     threshold = _otsu(ink[ink > 3 * noise])
     is_ink = ink > threshold
-    full = np.median(ink[is_ink]) if is_ink.any() else 0.0
-    if full < max(MIN_CONTRAST, 4.5 * noise):
+    full_ink = np.median(ink[is_ink]) if is_ink.any() else 0.0
+    if full_ink < max(MIN_CONTRAST, 4.5 * noise):
         name = picture if isinstance(picture, (str, PathLike)) else "the picture"
         raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
-    ink = np.where(ink < max(MIN_INK * full, 4 * noise), 0, np.minimum(ink / full, 1))
+    faintest = max(MIN_INK * full_ink, 4 * noise)
+    ink = np.where(ink < faintest, 0, np.minimum(ink / full_ink, 1))
 
     with_diagonals = np.ones((3, 3))
     components, _ = ndimage.label(ink > 0, with_diagonals)
-    mass = np.bincount(components.ravel(), ink.ravel())
+    mass = np.bincount(components.ravel(), weights=ink.ravel())  # the ink of each component
     is_speck = mass < MIN_COMPONENT * mass.max()
-    components[is_speck[components]] = 0
+    pixel_is_in_speck = is_speck[components]
+    components[pixel_is_in_speck] = 0
     return ink, components
 
 
 def _subtract_paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
     """Return how far each pixel is from the paper's brightness, and the noise of the paper.
 
-    The paper's brightness is a quadratic surface, a + b x + c y + d x² + e x y + f y², fitted by
-    least absolute deviations: the ink, a minority, has no influence on it.
+    The paper's brightness is a quadratic surface, a + b u + c v + d u² + e u v + f v², where u runs
+    from -1 to 1 along the rows and v down the columns. It is fitted by least absolute deviations:
+    the ink, a minority, has no influence on it.
     """
     height, width = grey.shape
-    y = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)
-    x = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)
+    us = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)
+    vs = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)
 
     step = math.ceil(max(height, width) / SURFACE_SAMPLES)
     sample = grey[::step, ::step].ravel()
-    sample_y, sample_x = np.meshgrid(y[::step], x[::step], indexing="ij")
-    v = sample_y.ravel()
-    u = sample_x.ravel()
+    grid_v, grid_u = np.meshgrid(vs[::step], us[::step], indexing="ij")
+    u = grid_u.ravel()
+    v = grid_v.ravel()
     terms = np.stack([np.ones(sample.size), u, v, u * u, u * v, v * v], axis=1)
 
     # Iteratively reweighted least squares.
     surface = np.array([np.median(sample), 0, 0, 0, 0, 0])
     for _ in range(20):
         weight = 1 / np.maximum(np.abs(sample - terms @ surface), 0.002)
-        normal = terms.T * weight @ terms + 1e-6 * np.eye(6)
+        # The small diagonal keeps the matrix invertible, for example for a picture of one row.
+        normal_matrix = (terms.T * weight) @ terms + 1e-6 * np.eye(6)
+        right_hand_side = terms.T @ (weight * sample)
         previous = surface
-        surface = np.linalg.solve(normal, terms.T @ (weight * sample))
+        surface = np.linalg.solve(normal_matrix, right_hand_side)
         if np.abs(surface - previous).max() < 1e-5:
             break
 
     noise = 1.5 * np.median(np.abs(sample - terms @ surface))
     a, b, c, d, e, f = surface
-    y = y[:, None]
-    return grey - (a + c * y + f * y * y) - x * (b + e * y) - d * x * x, noise
+
+    # In each row the paper is middle + slope u + d u². `us` is a row and `v` a column of numbers.
+    v = vs[:, None]
+    middle = a + c * v + f * v * v
+    slope = b + e * v
+    difference = grey - middle - us * slope - d * us * us
+    return difference, noise
 
 
 def _otsu(values: np.ndarray) -> float:

@@ -26,8 +26,8 @@ def read(
         The digits as one text, and the probabilities, float32 of shape (digits, classes).
 
     Raises:
-        ValueError: The model has another number of classes, or the picture cannot be read or has
-            no ink on it.
+        ValueError: The model's number of classes differs from `len(classes)`. Or the picture
+            cannot be read or has no ink on it.
         OSError: The file is missing or not readable.
     """
     images = segment_digits(picture)

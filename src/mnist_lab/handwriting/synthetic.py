@@ -1,4 +1,4 @@
-"""Synthetic handwriting: digits that the repository draws itself, to train on and as photos."""
+"""Synthetic handwriting: digits drawn by this repository, as training images and as photos."""
 
 from pathlib import Path
 
@@ -26,16 +26,16 @@ def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
         count: The number of images.
         seed: The seed of the random numbers. The same seed gives the same images.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     forms = []
     for digit, forms_of_digit in FORMS.items():
         forms += [(int(digit), form) for form in forms_of_digit]
 
     images = []
     labels = []
-    for choice in random.integers(0, len(forms), count):
+    for choice in rng.integers(0, len(forms), count):
         label, form = forms[choice]
-        lines = _write(form, random)
+        lines = _hand_drawn(form, rng)
 
         # The longer side of the digit becomes 0.72 of the square.
         points = np.concatenate(lines)
@@ -44,28 +44,32 @@ def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
         scale = 0.72 * SIDE / (high - low).max()
         centred = [(line - (low + high) / 2) * scale + SIDE / 2 for line in lines]
 
-        ink = _draw(centred, (SIDE, SIDE), SIDE * random.uniform(0.04, 0.2))
+        ink = _draw(centred, (SIDE, SIDE), SIDE * rng.uniform(0.04, 0.2))
         images.append(thicken_and_centre(ink))
         labels.append(label)
 
     return ImageDataset(torch.stack(images), torch.tensor(labels))
 
 
-def _write(form: str, random: np.random.Generator) -> list[np.ndarray]:
+def _hand_drawn(form: str, rng: np.random.Generator) -> list[np.ndarray]:
     """Return the strokes of a form in a random hand, as lines of points x, y."""
-    slant = random.uniform(-0.25, 0.45)
-    width = random.uniform(0.45, 1.35)
-    angle = random.uniform(-0.15, 0.15)  # radians
-    power = random.uniform(0.8, 1.25)
-    unsteadiness = random.uniform(0.0, 0.04)
-    wave_heights = random.uniform(-0.04, 0.04, 2)
-    wave_phases = random.uniform(0, 2 * np.pi, 2)
-    smooth = random.random() > 0.15  # few people write with straight lines alone
+    slant = rng.uniform(-0.25, 0.45)
+    width = rng.uniform(0.45, 1.35)
+    angle = rng.uniform(-0.15, 0.15)  # radians
+    power = rng.uniform(0.8, 1.25)
+    unsteadiness = rng.uniform(0.0, 0.04)
+    wave_heights = rng.uniform(-0.04, 0.04, 2)
+    wave_phases = rng.uniform(0, 2 * np.pi, 2)
+    smooth = rng.random() > 0.15  # few people write with straight lines alone
 
     lines = []
-    for line in _curves(form, random, unsteadiness, smooth):
+    for line in _curves(form, rng, unsteadiness, smooth):
         x, y = line.T
-        y = np.sign(y) * np.abs(y) ** power  # a larger upper or lower half
+
+        # A power of y, from 0 at the top to 1, makes the upper or the lower half larger. Points
+        # moved a little above 0 keep their sign.
+        y = np.sign(y) * np.abs(y) ** power
+
         x = x + wave_heights[0] * np.sin(5 * y + wave_phases[0])
         y = y + wave_heights[1] * np.sin(5 * x + wave_phases[1])
         x = x * width - slant * (y - 0.5)
@@ -77,7 +81,7 @@ def _write(form: str, random: np.random.Generator) -> list[np.ndarray]:
 
 
 def _curves(
-    form: str, random: np.random.Generator, unsteadiness: float, smooth: bool = True
+    form: str, rng: np.random.Generator, unsteadiness: float, smooth: bool = True
 ) -> list[np.ndarray]:
     """Return a curve of 60 points x, y through the points of each stroke.
 
@@ -90,7 +94,7 @@ def _curves(
         for point in stroke.split():
             if point not in positions:
                 exact = np.array(point.split(","), float) / 100
-                positions[point] = exact + random.normal(0, unsteadiness, 2)
+                positions[point] = exact + rng.normal(0, unsteadiness, 2)
         points = np.array([positions[point] for point in stroke.split()])
 
         degree = min(2, len(points) - 1) if smooth else 1
@@ -111,6 +115,7 @@ def _draw(lines: list[np.ndarray], size: tuple[int, int], pen: float) -> np.ndar
     for line in lines:
         ImageDraw.Draw(sheet).line([tuple(point) for point in line], fill=0)
 
+    # 1 is paper: the transform measures each pixel's distance to the nearest 0.
     distance = distance_transform_edt(np.asarray(sheet))
     return np.clip(pen / 2 + 0.5 - distance, 0, 1)
 
@@ -128,42 +133,45 @@ def write_samples(folder: str | Path, each: int = 6, seed: int = 0) -> list[tupl
     Returns:
         The path and the digit of each photo.
     """
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     Path(folder).mkdir(parents=True, exist_ok=True)
 
     samples = []
-    for number, digit in enumerate(random.permutation([*ONE_PERSON] * each), start=1):
+    digits = [*ONE_PERSON] * each  # "0" to "9", each of them `each` times
+    for number, digit in enumerate(rng.permutation(digits), start=1):
         path = Path(folder) / f"picture {number:03d}.jpg"
-        render_photo(digit, random, 320).save(path, quality=75)
+        render_photo(digit, rng, 320).save(path, quality=75)
         samples.append((path, str(digit)))
     return samples
 
 
-def render_photo(digits: str, random: np.random.Generator, height: int) -> Image.Image:
+def render_photo(digits: str, rng: np.random.Generator, height: int) -> Image.Image:
     """Return a photo of one person's digits side by side, dark ink on paper.
 
     Args:
         digits: The digits from left to right.
-        random: Draws the hand, the pen, the paper and the light.
+        rng: Draws the hand, the pen, the paper and the light.
         height: The height of the photo in pixels.
     """
+    # In units of the height, the first digit begins at 0.3 and each other 0.6 after the one before.
     width = round(height * (0.4 + 0.6 * len(digits)))
     ink = np.zeros((height, width))
     for position, digit in enumerate(digits):
-        size = height * random.uniform(0.45, 0.6)
-        slant = random.uniform(-0.1, 0.3)
-        pen = size * random.uniform(0.03, 0.09)
-        corner = height * np.array([0.3 + 0.6 * position, random.uniform(0.15, 0.3)])
+        size = height * rng.uniform(0.45, 0.6)
+        slant = rng.uniform(-0.1, 0.3)
+        pen = size * rng.uniform(0.03, 0.09)
+        left = height * (0.3 + 0.6 * position)
+        top = height * rng.uniform(0.15, 0.3)
 
-        lines = _curves(ONE_PERSON[digit], random, unsteadiness=0.015)
+        lines = _curves(ONE_PERSON[digit], rng, unsteadiness=0.015)
         for line in lines:
             line[:, 0] -= slant * (line[:, 1] - 0.5)
-        placed = [line * size + corner for line in lines]
-        ink = np.maximum(ink, _draw(placed, (width, height), pen))
+        placed = [line * size + (left, top) for line in lines]
+        ink = np.maximum(ink, _draw(placed, (width, height), pen))  # digits may overlap
 
     # The light fades to the right, and to the upper and lower edge.
     y, x = np.mgrid[:height, :width] / height
-    light = 0.9 - random.uniform(0, 0.3) * x / x.max() - random.uniform(0, 0.2) * (y - 0.5) ** 2
-    grain = gaussian_filter(random.standard_normal(ink.shape), 1) * 0.04
-    grey = np.clip(light * (1 - random.uniform(0.5, 0.8) * ink) + grain, 0, 1)
+    light = 0.9 - rng.uniform(0, 0.3) * x / x.max() - rng.uniform(0, 0.2) * (y - 0.5) ** 2
+    grain = gaussian_filter(rng.standard_normal(ink.shape), 1) * 0.04
+    grey = np.clip(light * (1 - rng.uniform(0.5, 0.8) * ink) + grain, 0, 1)
     return Image.fromarray((255 * grey).round().astype(np.uint8))

@@ -8,19 +8,19 @@ export default {
       model.save_changes();
     });
 
-    const show = answers(pad, model.get("classes"));
+    const show = addAnswer(pad, model.get("classes"));
     function update() {
       const bytes = model.get("seen");
       const probabilities = model.get("probabilities");
       const image = bytes?.byteLength ? new Uint8Array(bytes.buffer, bytes.byteOffset, 784) : null;
       show(probabilities.length ? probabilities : null, image);
     }
-    model.on("change:answer", update);
+    model.on("change:answer_count", update);
     update();
   },
 };
 
-// The ink is black on white, so that red is as good as grey.
+// The ink is black on white, so the red channel is the grey value.
 function greyValues(canvas) {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   const grey = new Uint8Array(canvas.width * canvas.height);

@@ -26,13 +26,15 @@ def read_record(configuration: str = "") -> dict:
     """Return the record of `make ablation`.
 
     Args:
-        configuration: The name of a configuration that the record must have, with validation
-            accuracies. "" checks nothing.
+        configuration: The configuration that the notebook is going to `recompute`, or "" for none.
+            It must be in the record, with validation accuracies. This is checked here, at the start
+            of the notebook, because it recomputes only after an hour of other cells.
 
     Raises:
-        OSError, ValueError: The record is missing or damaged, or lacks this configuration.
+        OSError, ValueError: The record is missing or damaged, or `configuration` cannot be
+            recomputed.
     """
-    schema = {"configurations": dict, "best": str, "test_images": int}
+    schema = {"configurations": dict, "best": str, "robust": str, "test_images": int}
     record = read_json(FOLDER / "ablation.json", schema)
 
     # A configuration that trains on the validation images has no validation accuracy.
@@ -66,9 +68,9 @@ def recompute(record: dict, name: str, folder: Path) -> tuple[float, float]:
 
 
 def top_two(labels: torch.Tensor, logits: Sequence[torch.Tensor]) -> list[str]:
-    """Return a caption for each image: its label, and two digits with their probabilities.
+    """Return a caption per image: its label, then a line per model with its two likeliest digits.
 
-    Each model has a line with its two most probable digits, in percent.
+    Each digit has its probability in percent.
 
     Args:
         labels: int64 of shape (N,).
@@ -122,14 +124,16 @@ def ablation_table(record: dict) -> pd.DataFrame:
     for name, configuration in configurations.items():
         runs = configuration["runs"]
         accuracy = accuracies[name]
+        validation = "trained on"  # with `all_images`, so there is no validation accuracy
+        if not configuration["recipe"]["all_images"]:
+            validation = f"{mean(run['validation_accuracy'] for run in runs):.2%}"
+
         row = {
             "configuration": name,
             "test accuracy": f"{mean(accuracy):.2%} ± {100 * stdev(accuracy):.2f}",
-            "validation": "trained on",
+            "validation": validation,
             "seconds": f"{mean(run['training_seconds'] for run in runs):.0f}",
         }
-        if not configuration["recipe"]["all_images"]:
-            row["validation"] = f"{mean(run['validation_accuracy'] for run in runs):.2%}"
 
         earlier_name = configuration["compared_with"]
         if earlier_name:
@@ -223,6 +227,8 @@ def ablation_plot(
         ax: Where to draw.
     """
     ax = ax or new_axes(9.5, 0.9 + 0.5 * len(accuracies))
+    top = -0.6  # the first row is at 0
+    bottom = len(accuracies) - 0.5
 
     for row, seed_accuracies in enumerate(accuracies.values()):
         errors = 100 * (1 - np.asarray(seed_accuracies))
@@ -234,18 +240,18 @@ def ablation_plot(
     for name, accuracy in (published or {}).items():
         error = 100 * (1 - accuracy)
         ax.axvline(error, color=GREY, linestyle="--", linewidth=1, zorder=0)
-        ax.text(error, -0.75, name, ha="center", va="bottom", fontsize=8.5)
+        ax.text(error, top - 0.15, name, ha="center", va="bottom", fontsize=8.5)  # above the axes
 
-    # Small errors are on the right, and the first configuration is on top.
-    largest_error = 100 * (1 - min(min(values) for values in accuracies.values()))
-    smallest_error = 100 * (1 - max(max(values) for values in accuracies.values()))
-    left = 1.3 * largest_error
-    right = 0.7 * smallest_error
+    # Both axes are reversed: small errors are on the right, and the first configuration is on top.
+    all_accuracies = [accuracy for values in accuracies.values() for accuracy in values]
+    left = 1.3 * (100 * (1 - min(all_accuracies)))
+    right = 0.7 * (100 * (1 - max(all_accuracies)))
     ax.set_xscale("log")
-    ticks = [tick for tick in (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5) if tick > right]
+    candidates = (0.2, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+    ticks = [tick for tick in candidates if tick > right]  # a larger one on the left is not drawn
     ax.set_xticks(ticks, [f"{tick:g}%" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlim=(left, right), ylim=(len(accuracies) - 0.5, -0.6))
+    ax.set(xlim=(left, right), ylim=(bottom, top))
     ax.set_yticks(range(len(accuracies)), list(accuracies))
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("test error (log scale)")

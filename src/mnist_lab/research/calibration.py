@@ -44,8 +44,8 @@ def calibration(evaluation: Evaluation, bins: int = 15) -> dict[str, Any]:
 def fit_temperature(evaluation: Evaluation) -> float:
     """Return the temperature that minimises the loss; above 1, the model is overconfident.
 
-    Fit it on validation images, never on test images. The search ends at a factor of 20 in either
-    direction. Source: Guo et al., as for `calibration`.
+    Fit it on validation images, never on test images. The search covers temperatures from 1/20
+    to 20. Source: Guo et al., as for `calibration`.
     """
 
     def loss(log_temperature: float) -> float:
@@ -60,7 +60,10 @@ def with_temperature(evaluation: Evaluation, temperature: float) -> Evaluation:
 
 
 def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
-    """Draw accuracy with its 95% interval against confidence; a number counts each bin's images."""
+    """Draw accuracy against confidence; each bin is labelled with its number of images.
+
+    The vertical lines are the 95% intervals of the accuracy.
+    """
     ax = ax or new_axes(6.4, 4.6)
     curve = calibration(evaluation)
     confidence = curve["confidence"]

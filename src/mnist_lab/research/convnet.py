@@ -14,7 +14,8 @@ class ConvNet(nn.Module):
 
     def __init__(self, classes: int = 10, width: int = 32):
         super().__init__()
-        # Each star unpacks a convolution, its norm and its ReLU: saved weights number them flatly.
+        # Each star unpacks a convolution, its norm and its ReLU, so the keys of the state_dict are
+        # layers.0, layers.1, ...
         self.layers = nn.Sequential(
             *Convolution(1, width, 5, stride=2),
             *Convolution(width, width),

@@ -38,17 +38,17 @@ def glass_blur(images, rng):
 
     The blur has a sigma of 0.7 and is vertical only, as in the authors' code.
     """
-    images = np.floor(255 * _blur(images, 0.7, 1))
+    images = np.floor(255 * _blur(images, 0.7, axes=1))
     image_index = np.arange(len(images))
     for _ in range(2):
         for row in range(27, 1, -1):
             for column in range(27, 1, -1):
                 up, left = rng.integers(0, 2, (2, len(images)))
-                neighbour = image_index, row - up, column - left
-                neighbour_values = images[neighbour]
+                neighbour = (image_index, row - up, column - left)  # another one for each image
+                neighbour_values = images[neighbour]  # a copy, as index arrays give no view
                 images[neighbour] = images[:, row, column]
                 images[:, row, column] = neighbour_values
-    return _blur(images / 255, 0.7, 1)
+    return _blur(images / 255, 0.7, axes=1)
 
 
 def motion_blur(images, rng):
@@ -63,8 +63,8 @@ def motion_blur(images, rng):
 
     blurred = np.zeros(images.shape)
     for distance, weight in enumerate(weights):
-        rows = ROWS + np.ceil(distance * np.sin(angles) - 0.5).astype(int)
-        columns = COLUMNS + np.ceil(distance * np.cos(angles) - 0.5).astype(int)
+        rows = ROWS + _round_half_down(distance * np.sin(angles))
+        columns = COLUMNS + _round_half_down(distance * np.cos(angles))
         blurred += weight * images[image_index, rows.clip(0, 27), columns.clip(0, 27)]
     return blurred
 
@@ -72,7 +72,9 @@ def motion_blur(images, rng):
 def shear(images, rng):
     """Shear by 0.4 radians, to the left or to the right."""
     angles = 0.4 * rng.choice([-1.0, 1.0], len(images))
-    matrices = np.array([[np.cos(angles), 0 * angles], [-np.sin(angles), 1 + 0 * angles]])
+    zeros = np.zeros(len(images))
+    ones = np.ones(len(images))
+    matrices = np.array([[np.cos(angles), zeros], [-np.sin(angles), ones]])  # (2, 2, N)
     return _affine(images, matrices.transpose(2, 0, 1))
 
 
@@ -84,7 +86,9 @@ def scale(images, rng):
 def rotate(images, rng):
     """Rotate by 0.4 radians (23 degrees), to the left or to the right."""
     angles = 0.4 * rng.choice([-1.0, 1.0], len(images))
-    matrices = np.array([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]])
+    cosines = np.cos(angles)
+    sines = np.sin(angles)
+    matrices = np.array([[cosines, -sines], [sines, cosines]])  # (2, 2, N)
     return _affine(images, matrices.transpose(2, 0, 1))
 
 
@@ -96,8 +100,9 @@ def brightness(images, rng):
 def translate(images, rng):
     """Shift by three pixels, up or down and left or right."""
     padded = np.pad(images, ((0, 0), (3, 3), (3, 3)))
-    down, right = rng.choice([0, 6], (2, len(images), 1, 1))
-    return padded[np.arange(len(images))[:, None, None], ROWS + down, COLUMNS + right]
+    row_start, column_start = rng.choice([0, 6], (2, len(images), 1, 1))  # of the part to keep
+    image_index = np.arange(len(images))[:, None, None]
+    return padded[image_index, ROWS + row_start, COLUMNS + column_start]
 
 
 def stripe(images, rng):
@@ -145,8 +150,10 @@ def zigzag(images, rng):
 
         corners = list(zip(rows, columns, strict=True))
         for corner, next_corner in itertools.pairwise(corners):
+            # On a steep line the zigzag also goes left, but `_line` needs its left end first.
             start, end = sorted([corner, next_corner], key=operator.itemgetter(1))
-            if start[1] < end[1]:
+            is_vertical = start[1] == end[1]
+            if not is_vertical:  # `_line` would divide by zero
                 image += _line(start, end)
     return images
 
@@ -208,15 +215,17 @@ def plasma(n, rng, size=32, decay=1.4):
         diagonals = [(half, half), (half, -half), (-half, half), (-half, -half)]
         sides = [(half, 0), (-half, 0), (0, half), (0, -half)]
 
-        # First the centres of the squares, then the midpoints of their vertical and horizontal
-        # sides: each value is the mean of its four neighbours, plus noise.
+        # Each new value is the mean of its four neighbours, plus noise.
         for first_row, first_column, offsets in (
-            (half, half, diagonals),
-            (0, half, sides),
-            (half, 0, sides),
+            (half, half, diagonals),  # the centres of the squares
+            (0, half, sides),  # the midpoints of their horizontal sides
+            (half, 0, sides),  # the midpoints of their vertical sides
         ):
             grid = np.s_[:, first_row::step, first_column::step]
-            neighbours = [np.roll(clouds, offset, (1, 2))[grid] for offset in offsets]
+            neighbours = []
+            for offset in offsets:
+                shifted = np.roll(clouds, offset, (1, 2))  # beyond an edge comes the opposite one
+                neighbours.append(shifted[grid])
             means = np.mean(neighbours, axis=0)
             clouds[grid] = means + amplitude * rng.uniform(-1, 1, means.shape)
 
@@ -240,6 +249,11 @@ def _affine(images, matrices):
     return np.stack(transformed)
 
 
+def _round_half_down(values):
+    """Round to the nearest integer. Of two that are equally near, take the lower one."""
+    return np.ceil(values - 0.5).astype(int)
+
+
 def _blur(images, sigma, axes=(1, 2)):
     return ndimage.gaussian_filter(images, sigma, axes=axes, mode="nearest")
 
@@ -250,7 +264,7 @@ def _line(start, end):
     end_row, end_column = end
     slope = (end_row - start_row) / (end_column - start_column)
 
-    # The ink fades with the vertical distance, in pixels, and ends at 1 - 1 / e of the radius.
+    # The ink fades with the vertical distance, in pixels, and is 0 from (1 - 1/e) · radius on.
     radius = 2.3
     distance = abs(ROWS - (start_row + slope * (COLUMNS - start_column)))
     ink = 1 + np.log(1 - distance.clip(0, radius - 1e-10) / radius)

@@ -46,12 +46,12 @@ def precompute_teacher_logits(
     teacher and student must see the same augmented image.
     """
     device = next(teachers[0].parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16, precision == "bfloat16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     bar = tqdm(range(copies), "Teacher logits", unit="copy", file=sys.stdout, disable=not progress)
 
     sets = []
-    for copy in bar:
-        generator = epoch_generator(seed, copy)
+    for copy_index in bar:
+        generator = epoch_generator(seed, copy_index)
         warped = []
         for batch in dataset.images.to(device).split(1024):
             warped.append(random_warp(batch.float() / 255, generator, augment_strength))
@@ -65,8 +65,8 @@ def precompute_teacher_logits(
         for teacher_logits in logits:
             if teacher_logits.shape[1] != len(dataset.classes):
                 raise ValueError(
-                    f"a teacher must know the data set's {len(dataset.classes)} classes, "
-                    f"found one of {teacher_logits.shape[1]}."
+                    f"a teacher has {teacher_logits.shape[1]} classes, "
+                    f"but the data set has {len(dataset.classes)}."
                 )
 
         sets.append(replace(augmented, teacher_logits=torch.stack(logits).mean(0).half()))
@@ -75,11 +75,14 @@ def precompute_teacher_logits(
 
 def save_distillation_sets(sets: Sequence[ImageDataset], path: str | Path) -> None:
     """Save the images and teacher logits of augmented copies, without the labels."""
-    logits = [copy.teacher_logits for copy in sets if copy.teacher_logits is not None]
-    content = {
-        "images": torch.stack([copy.images for copy in sets]),
-        "teacher_logits": torch.stack(logits),
-    }
+    images = []
+    logits = []
+    for augmented in sets:
+        images.append(augmented.images)
+        if augmented.teacher_logits is not None:  # always so, but mypy cannot know
+            logits.append(augmented.teacher_logits)
+
+    content = {"images": torch.stack(images), "teacher_logits": torch.stack(logits)}
     with atomic_write(Path(path)) as file:
         torch.save(content, file)
 
@@ -89,7 +92,7 @@ def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[Imag
 
     Args:
         path: The file; a relative path starts at the root of the repository.
-        dataset: The data set of which the copies were made; its labels are theirs.
+        dataset: The original data set, from which the copies take their labels.
 
     Raises FileNotFoundError if there is no such file, ValueError if it holds copies of another
     number of images.

@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from mnist_lab.research.ablation import test_accuracies
+from mnist_lab.research.corruptions import CORRUPTIONS
 from mnist_mlp.plots import BLUE, GREY, new_axes
 
 # For each corruption, the strong augmentation that resembles it most.
-RESEMBLES = {
+SEEN_IN_TRAINING = {
     "shot_noise": "noise",
     "impulse_noise": "the same noise",
     "glass_blur": "random convolution",
@@ -35,7 +36,7 @@ def corruption_errors(record: dict) -> dict[str, dict[str, float]]:
     errors: dict[str, dict[str, float]] = {}
     for name, configuration in record["configurations"].items():
         errors[name] = {}
-        for corruption in RESEMBLES:
+        for corruption in CORRUPTIONS:
             mean_correct = mean(run["corrupted"][corruption] for run in configuration["runs"])
             errors[name][corruption] = 1 - mean_correct / record["test_images"]
     return errors
@@ -51,13 +52,13 @@ def robustness_table(record: dict) -> pd.DataFrame:
     errors = corruption_errors(record)
     columns = {}
     for name in (record["best"], record["robust"]):
-        accuracies = [mean(clean[name])]
-        accuracies += [1 - errors[name][corruption] for corruption in RESEMBLES]
-        accuracies += [1 - mean(errors[name].values())]
+        corrupted = [1 - errors[name][corruption] for corruption in CORRUPTIONS]
+        accuracies = [mean(clean[name]), *corrupted, 1 - mean(errors[name].values())]
         columns[name] = [f"{accuracy:.1%}" for accuracy in accuracies]
-    columns["seen in training"] = ["", *RESEMBLES.values(), ""]
+    seen = [SEEN_IN_TRAINING[corruption] for corruption in CORRUPTIONS]
+    columns["seen in training"] = ["", *seen, ""]
 
-    corruptions = [name.replace("_", " ") for name in RESEMBLES]
+    corruptions = [name.replace("_", " ") for name in CORRUPTIONS]
     index = pd.Index(["none", *corruptions, "mean of the fifteen"], name="corruption")
     return pd.DataFrame(columns, index=index)
 
@@ -83,16 +84,20 @@ def pareto_plot(
         points[name] = (1 - clean_accuracy, 1 - corrupted_accuracy, GREY)
 
     ax.set(xscale="log", yscale="log")
-    label_size = (0.4, 0.05)  # in units of the logarithmic axes
+    label_size = (0.4, 0.05)  # width and height, as natural logarithms of the errors
     drawn: list[np.ndarray] = []
     for name, (x, y, colour) in points.items():
         ax.plot(100 * x, 100 * y, "o", color=colour, markersize=8)
 
         # Labels of points that lie close together stand below each other.
         point = np.log([x, y])
-        n_close = sum(bool((abs(point - other) < label_size).all()) for other in drawn)
+        n_close = 0
+        for other in drawn:
+            labels_overlap = (abs(point - other) < label_size).all()  # in width and in height
+            if labels_overlap:
+                n_close += 1
         drawn.append(point)
-        offset = (9, 4 - 15 * n_close)
+        offset = (9, 4 - 15 * n_close)  # in points: right and up
         ax.annotate(name, (100 * x, 100 * y), offset, textcoords="offset points", fontsize=9)
 
     ax.margins(x=0.16, y=0.1)

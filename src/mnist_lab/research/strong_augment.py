@@ -1,6 +1,6 @@
 """Strong augmentation: random changes to training images that make a network robust.
 
-None of them is a function of the robustness test in `corruptions`.
+None of them is one of the test corruptions in `corruptions`.
 """
 
 import math
@@ -36,102 +36,110 @@ class BatchRandom:
         return self.uniform(0, 1) < probability
 
 
-def wide_warp(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def wide_warp(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Rotate by up to 25 degrees, scale by up to 30%, shear, and shift by up to 4 pixels."""
     return random_warp(
-        images, random.generator, rotation=25.0, scale=0.3, shear=0.4, shift=4.0, elastic=0.0
+        images, draw.generator, rotation=25.0, scale=0.3, shear=0.4, shift=4.0, elastic=0.0
     )
 
 
-def strokes(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def strokes(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Draw one to three straight strokes with random position, direction, length, width, grey."""
     rows, columns = _coordinates(images)
     for probability in (1.0, 0.5, 0.25):
-        row = random.uniform(0, 27)
-        column = random.uniform(0, 27)
-        angle = random.uniform(0, math.pi)
+        row = draw.uniform(0, 27)
+        column = draw.uniform(0, 27)
+        angle = draw.uniform(0, math.pi)
         along = (rows - row) * angle.sin() + (columns - column) * angle.cos()
         across = (rows - row) * angle.cos() - (columns - column) * angle.sin()
 
-        half_length = random.uniform(4, 40)
-        half_width = random.uniform(0.7, 2.5)
-        grey = random.uniform(0.4, 1)
-        is_drawn = random.chance(probability)
+        half_length = draw.uniform(4, 40)
+        half_width = draw.uniform(0.7, 2.5)
+        grey = draw.uniform(0.4, 1)
+        is_drawn = draw.chance(probability)
         ink = (half_width - across.abs()).clamp(0, 1)
         ink = ink * (along.abs() < half_length) * grey * is_drawn
         images = images.maximum(ink)
     return images
 
 
-def convolution(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def convolution(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Filter with a random 3x3 kernel: one that finds edges, one that blurs or a near-identity."""
-    noise = random.normal((3, 3))
+    noise = draw.normal((3, 3))
     identity = torch.zeros(3, 3, device=images.device)
     identity[1, 1] = 1.0
     edges = (noise - noise.mean((1, 2), keepdim=True)) * 0.7
     blurs = noise.abs() / noise.abs().sum((1, 2), keepdim=True)
     near_identity = identity + 0.4 * noise
-    choice = random.uniform(0, 1)
-    kernels = torch.where(choice < 0.65, blurs, near_identity)
-    kernels = torch.where(choice < 0.35, edges, kernels)
 
-    # One dilation for the batch: conv2d takes no other, and each image is a group with its kernel.
-    dilation = 1 + int(random.chance(0.5)[0])
+    # Of the images, 35% get edges, 30% blurs and 35% a near-identity.
+    choice = draw.uniform(0, 1)
+    edges_or_blurs = torch.where(choice < 0.35, edges, blurs)
+    kernels = torch.where(choice < 0.65, edges_or_blurs, near_identity)
+
+    # conv2d takes one dilation per call, so the batch shares that of its first image. The images
+    # are the channels of one input, and each is a group of its own, with its own kernel.
+    dilation = 1 + int(draw.chance(0.5)[0])
     filtered = F.conv2d(
         images[None], kernels[:, None], padding=dilation, dilation=dilation, groups=len(images)
     )[0].abs()
     return filtered / filtered.amax((1, 2), keepdim=True).clamp(min=1.0)
 
 
-def threshold(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def threshold(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Turn greys towards black or white, with a random level and steepness."""
-    steepness = random.uniform(2, 20)
-    level = random.uniform(0.15, 0.7)
+    steepness = draw.uniform(2, 20)
+    level = draw.uniform(0.15, 0.7)
     return ((images - level) * steepness + 0.5).clamp(0, 1)
 
 
-def rectangles(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def rectangles(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Fill two rectangles with a grey, or invert the pixels in them."""
     _, height, width = images.shape
     rows, columns = _coordinates(images)
     for _ in range(2):
         inside = torch.ones_like(images, dtype=torch.bool)
         for coordinates, size in ((rows, height), (columns, width)):
-            length = torch.where(random.chance(0.3), size, random.uniform(2, 10))
-            start = random.uniform(0, 1) * (size + 4 - length) - 2  # up to 2 pixels outside
+            fills_side = draw.chance(0.3)
+            short_length = draw.uniform(2, 10)
+            length = torch.where(fills_side, size, short_length)
+
+            # The rectangle may end up to 2 pixels outside the image, at either side.
+            free_length = size + 4 - length
+            start = draw.uniform(0, 1) * free_length - 2
             inside &= (coordinates >= start) & (coordinates < start + length)
 
-        grey = random.uniform(0, 1)
-        filling = torch.where(random.chance(0.5), 1 - images, grey)
+        grey = draw.uniform(0, 1)
+        filling = torch.where(draw.chance(0.5), 1 - images, grey)
         images = torch.where(inside, filling, images)
     return images
 
 
-def clouds(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def clouds(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Mix with a smooth random field."""
     _, height, width = images.shape
-    knots = random.normal((1, 5, 5))
+    knots = draw.normal((1, 5, 5))
     field = F.interpolate(knots, (height, width), mode="bicubic", align_corners=True)[:, 0]
-    opacity = random.uniform(0, 0.7)
+    opacity = draw.uniform(0, 0.7)
     return (1 - opacity) * images + opacity * (0.5 + 0.4 * field).clamp(0, 1)
 
 
-def contrast(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
-    """Lower the contrast to a fifth or more, and raise the black level within what that leaves."""
-    factor = random.uniform(0.2, 1)
-    return images * factor + (1 - factor) * random.uniform(0, 1)
+def contrast(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
+    """Multiply by 0.2 to 1, then add a constant that keeps white at 1 or below."""
+    factor = draw.uniform(0.2, 1)
+    return images * factor + (1 - factor) * draw.uniform(0, 1)
 
 
-def noise(images: torch.Tensor, random: BatchRandom) -> torch.Tensor:
+def noise(images: torch.Tensor, draw: BatchRandom) -> torch.Tensor:
     """Add Gaussian noise, or make some pixels black or white."""
     _, height, width = images.shape
-    pixels = (height, width)
+    shape = (height, width)
 
-    gaussian = random.normal(pixels) * random.uniform(0, 0.4)
-    is_impulse = random.uniform(0, 1, pixels) < random.uniform(0, 0.3)
-    black_or_white = (random.uniform(0, 1, pixels) < 0.5).float()
+    gaussian = draw.normal(shape) * draw.uniform(0, 0.4)
+    is_impulse = draw.uniform(0, 1, shape) < draw.uniform(0, 0.3)
+    black_or_white = (draw.uniform(0, 1, shape) < 0.5).float()
     with_impulses = torch.where(is_impulse, black_or_white, images)
-    return torch.where(random.chance(0.5), images + gaussian, with_impulses)
+    return torch.where(draw.chance(0.5), images + gaussian, with_impulses)
 
 
 # The augmentations in the order in which they are applied, with their probabilities.
@@ -148,7 +156,7 @@ AUGMENTATIONS: dict[Callable[[torch.Tensor, BatchRandom], torch.Tensor], float] 
 
 
 def strong_augment(
-    images: torch.Tensor, generator: torch.Generator, fraction: float = 0.5
+    images: torch.Tensor, generator: torch.Generator, strong_fraction: float = 0.5
 ) -> torch.Tensor:
     """Return a copy of the batch in which the first images are strongly augmented.
 
@@ -157,13 +165,13 @@ def strong_augment(
     Args:
         images: Float32 of shape (N, H, W) from 0 to 1, in random order.
         generator: The source of all random numbers.
-        fraction: How much of the batch to augment, from 0 to 1.
+        strong_fraction: How much of the batch to augment, from 0 to 1.
 
     Sources: Xu et al., "Robust and generalizable visual representation learning via random
     convolutions", ICLR 2021; Zhong et al., "Random erasing data augmentation", AAAI 2020.
     """
     augmented = images.clone()
-    n = round(fraction * len(images))
+    n = round(strong_fraction * len(images))
 
     for augmentation, probability in AUGMENTATIONS.items():
         chosen = (torch.rand(n, generator=generator) < probability).nonzero()[:, 0]

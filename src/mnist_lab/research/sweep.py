@@ -41,8 +41,8 @@ RUN_DEFAULTS: dict[str, Any] = {
     "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
 }
 
-# A record of another version is not used. Raise the number if the same fields would give another
-# training.
+# A record of another version is not used. Raise the number when the same fields no longer give the
+# same training.
 VERSION = {"record": 4, "torch": str(torch.__version__)}
 
 
@@ -100,10 +100,10 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
             have `dataset`, `model` ("EnhancedNet" or "ConvNet"), `teacher_logits` (a file that
             `save_distillation_sets` wrote), `all_images` (True trains on the validation images
             too) and `disturbed_share` (the fraction of each batch that `strong_augment` changes).
-        folder: Where the records and weights go. A record is the card of its weights, as
-            `save_weights` writes it.
-        threads: The number of threads of each run. The sweep trains as many runs at a time as the
-            processors hold, or as a `cluster` has workers.
+        folder: Where the records and weights go. A record is the JSON file that `save_weights`
+            writes beside the weights (the card).
+        threads: The number of threads of each run. The sweep trains `cpu_count() // threads` runs
+            at a time, or one per worker of a `cluster`.
 
     Returns:
         A record for each run, in the order of `runs`.
@@ -135,12 +135,13 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
 
     # This process alone writes files, so a worker that is killed leaves no incomplete record.
     for name, model, record in progress:
-        if model is None:
+        if model is None:  # the training failed
             write_json(folder / f"{name}.json", record)
+            records[name] = record
         else:
-            save_weights(model, folder / f"{name}.pth", **record)
-            record = read_card(folder / f"{name}.pth")
-        records[name] = record
+            weights = folder / f"{name}.pth"
+            save_weights(model, weights, **record)
+            records[name] = read_card(weights)  # the record and what `save_weights` adds to it
 
     failed = [record for record in records.values() if "failed" in record]
     if failed:
@@ -178,7 +179,8 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
         augment = None
         if run["disturbed_share"]:
             augment = _strong_augmentation(recipe, run["disturbed_share"])
-            # The function warps too, and `fit` refuses warps in both places.
+            # `augment` warps already. `fit` accepts it only if the recipe's own warp fields have
+            # their defaults.
             recipe = replace(
                 recipe,
                 augment_strength=Recipe.augment_strength,
@@ -204,14 +206,14 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
     return model.cpu(), record
 
 
-def _strong_augmentation(recipe: Recipe, fraction: float) -> Callable[..., torch.Tensor]:
+def _strong_augmentation(recipe: Recipe, strong_fraction: float) -> Callable[..., torch.Tensor]:
     """Return a function that warps as the recipe says, then augments a fraction strongly."""
     warp = default_augmentation(recipe)
 
     def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         if warp is not None:
             images = warp(images, generator)
-        return strong_augment(images, generator, fraction)
+        return strong_augment(images, generator, strong_fraction)
 
     return augment
 
@@ -223,7 +225,7 @@ def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, d
     return name, model, record
 
 
-@cache
+@cache  # a worker trains many runs, but one thread that watches its parent is enough
 def end_with_parent() -> None:
     """End this worker within a second of its parent.
 
@@ -247,19 +249,19 @@ def read_record(path: Path, run: dict) -> dict | None:
     if not path.exists():
         return None
 
+    unusable = f"{path} cannot be used, so the run is trained again"
     try:
         record = read_json(path, {"run": dict, "version": dict})
         if "failed" not in record:
             read_card(path.with_suffix(".pth"))  # raises if the weights are not those of the card
     except (OSError, ValueError) as error:
-        reason = repr(error)
-    else:
-        if record["run"] == run and record["version"] == VERSION:
-            return record
-        reason = "it belongs to another run or version"
+        print(f"{unusable}: {error!r}.", flush=True)
+        return None
 
-    print(f"{path} cannot be used, so the run is trained again: {reason}.", flush=True)
-    return None
+    if record["run"] != run or record["version"] != VERSION:
+        print(f"{unusable}: it belongs to another run or version.", flush=True)
+        return None
+    return record
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def suggest(trial: optuna.Trial, space: Mapping, recipe: Recipe) -> Recipe:
 def train_trial(trial: optuna.Trial, splits: Splits, recipe: Recipe) -> float:
     """Train a new EnhancedNet and return its validation loss.
 
-    The loss is that of the weights that the training ends with.
+    It is the loss of the best epoch, whose weights `fit` leaves in the model.
 
     Raises:
         optuna.TrialPruned: Optuna stops the trial. It can do so after each quarter of the epochs.
@@ -65,11 +65,11 @@ def train_trial(trial: optuna.Trial, splits: Splits, recipe: Recipe) -> float:
         trial.set_user_attr("seconds", time.process_time() - start)
 
         # Trials can differ in their number of epochs, so Optuna compares them at each quarter.
-        quarter = 4 * epoch // recipe.epochs
-        previous_quarter = 4 * (epoch - 1) // recipe.epochs
-        if quarter > previous_quarter:
-            trial.report(history.epochs[-1]["validation_loss"], quarter)
-            if quarter < 4 and trial.should_prune():
+        quarters_done = 4 * epoch // recipe.epochs
+        quarters_done_before = 4 * (epoch - 1) // recipe.epochs
+        if quarters_done > quarters_done_before:
+            trial.report(history.epochs[-1]["validation_loss"], quarters_done)
+            if quarters_done < 4 and trial.should_prune():
                 raise optuna.TrialPruned
 
     torch.manual_seed(recipe.seed)
@@ -126,8 +126,8 @@ def small_study(
         trials: The number of trials.
         epochs: The number of epochs of each trial. The study stops a trial early if its loss is
             above the median of the earlier trials.
-        images: About how many training images each trial uses, evenly spread over the training
-            set.
+        images: The number of training images per trial. They are every n-th image of the training
+            set, so there can be somewhat more of them.
 
     Returns:
         A dict with `space`, `trials` and `best`, as in the record of `make tune`. `best` is the
@@ -186,8 +186,8 @@ def small_study(
     records = trial_records(study)
     for trial, record in zip(study.trials, records, strict=True):
         losses = {}
-        for quarter, loss in trial.intermediate_values.items():
-            epoch = math.ceil(quarter * epochs / 4)
+        for quarters_done, loss in trial.intermediate_values.items():
+            epoch = math.ceil(quarters_done * epochs / 4)  # the one that `train_trial` reported
             losses[epoch] = loss
         record["losses"] = losses
 
@@ -201,10 +201,16 @@ def small_study(
 
 
 def check_space(space: Mapping, recipe: Recipe) -> None:
-    """Raise TypeError or ValueError unless the recipe can have all values of the space."""
+    """Check a search space.
+
+    Raises TypeError or ValueError unless the recipe accepts every choice and both ends of every
+    range.
+    """
     for name, domain in space.items():
         is_choice = isinstance(domain, list) and len(domain) > 0
-        is_range = isinstance(domain, tuple) and len(domain) >= 2 and domain[2:] in ((), ("log",))
+        is_plain_range = isinstance(domain, tuple) and len(domain) == 2
+        is_log_range = isinstance(domain, tuple) and len(domain) == 3 and domain[2] == "log"
+        is_range = is_plain_range or is_log_range
         if not is_choice and not is_range:
             raise TypeError(
                 f'{name} must have (low, high), (low, high, "log") or a list of choices, '
@@ -221,7 +227,7 @@ def check_space(space: Mapping, recipe: Recipe) -> None:
                 raise ValueError(
                     f"{name} must have a low value below the high one, found {domain}."
                 )
-            if "log" in domain and low <= 0:
+            if is_log_range and low <= 0:
                 raise ValueError(f"{name} must be above 0 in a logarithmic range, found {domain}.")
 
 

@@ -45,8 +45,7 @@ def try_learning_rates(
         splits: The data set.
         recipe: The recipe, but for the learning rate.
         rates: The learning rates.
-        mean: The network subtracts this from its pixels, which are from 0 to 1.
-        std: Then the network divides them by this.
+        mean, std: The normalisation of the network's inputs (pixels from 0 to 1).
 
     Returns:
         The best validation accuracy for each learning rate.
@@ -135,21 +134,24 @@ def tuning_plot(record: Mapping) -> Figure:
         xlabel="processor seconds", title=f"Best after {budget_share:.0%} of the budget"
     )
 
+    # The study of `make tune` has eight fields, one for each of the other axes.
     for ax, field in zip(field_axes, record["space"], strict=True):
         _draw_losses_by_field(ax, field, [record])
-        value = best["params"][field]
-        ax.set_title(f"Best at {value:.3g}" if isinstance(value, float) else f"Best at {value}")
+        best_value = best["params"][field]
+        if isinstance(best_value, float):
+            best_value = f"{best_value:.3g}"
+        ax.set_title(f"Best at {best_value}")
 
     _use_log_loss_axis(axes.flat[1:], complete_losses, labelled_axes=(budget_axes, axes[1, 0]))
 
     comparison = record["comparison"]
-    verdict = "is to be replaced" if comparison["replace"] else "stays"
+    verdict = "should be replaced" if comparison["replace"] else "stays"
     loss_difference = comparison["loss_difference"]
-    two_errors = 2 * comparison["loss_standard_error"]
+    half_width = 2 * comparison["loss_standard_error"]
     points = 100 * comparison["accuracy_difference"]
     figure.suptitle(
         f"The default recipe {verdict}: the best one's validation loss differs by "
-        f"{loss_difference:+.4f} ± {two_errors:.4f}, its accuracy by {points:+.2f} points"
+        f"{loss_difference:+.4f} ± {half_width:.4f}, its accuracy by {points:+.2f} points"
     )
     return figure
 
@@ -168,21 +170,23 @@ def finding(study: Mapping) -> str:
     """
     states = [trial["state"] for trial in study["trials"]]
     losses = [trial["validation_loss"] for trial in study["trials"]]
+    n = len(states)
+    n_failed = states.count("failed")
     best = study["best"]
     if best is None:
-        return f"no trial of {len(states)} was completed, so only the recorded study is shown"
+        return f"none of the {n} trials was completed, so only the recorded study is shown"
 
-    line = f"{len(states)} trials, {states.count('pruned')} stopped early"
-    if "failed" in states:
-        line += f", {states.count('failed')} diverged"
+    counts = f"{n} trials, {states.count('pruned')} stopped early"
+    if n_failed:
+        counts = f"{counts}, {n_failed} diverged"
 
-    line += f"; the best validation loss {losses[best]:.3f}"
-    recipe_loss = losses[0]  # None if the recipe itself diverged
+    best_loss = losses[best]
+    recipe_loss = losses[0]
     if best == 0:
-        line += " is the recipe's"
-    elif recipe_loss:
-        line += f", the recipe's {recipe_loss:.3f}"
-    return line
+        return f"{counts}; the best validation loss {best_loss:.3f} is the recipe's"
+    if recipe_loss is None:  # the recipe itself diverged
+        return f"{counts}; the best validation loss {best_loss:.3f}"
+    return f"{counts}; the best validation loss {best_loss:.3f}, the recipe's {recipe_loss:.3f}"
 
 
 def study_plot(study: Mapping, recorded: Mapping, name: str) -> Figure:
@@ -259,13 +263,14 @@ def _draw_losses_by_field(ax: Axes, field: str, records: Sequence[Mapping]) -> N
     choices = set()
     for record in records:
         choices.update(record["space"][field].get("choices", ()))
-    if choices:  # another record may have a range of the same field
+    is_choice = bool(choices)
+    if is_choice:  # another record may have a range of the same field, so other values
         for record in records:
             choices.update(trial["params"][field] for trial in record["trials"])
-    positions = {choice: i for i, choice in enumerate(sorted(choices))}
 
-    if positions:
-        ax.set_xticks(range(len(positions)), list(positions))
+    position_of = {choice: i for i, choice in enumerate(sorted(choices))}
+    if is_choice:
+        ax.set_xticks(range(len(position_of)), list(position_of))
     elif records[-1]["space"][field].get("log"):
         ax.set(xscale="log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -279,7 +284,7 @@ def _draw_losses_by_field(ax: Axes, field: str, records: Sequence[Mapping]) -> N
         best_colour = ORANGE if is_last else GREY
         for trial in record["trials"]:
             value = trial["params"][field]
-            x = positions[value] if positions else value
+            x = position_of[value] if is_choice else value
             loss = trial["validation_loss"]
             if trial["number"] == record["best"]:
                 ax.plot(x, loss, "o", color=best_colour, markersize=9, zorder=4)

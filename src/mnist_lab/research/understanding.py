@@ -26,10 +26,11 @@ KNOWN_TEST_ERRORS = {
 
 @torch.no_grad()
 def activations(model: nn.Module, dataset: ImageDataset) -> dict[str, torch.Tensor]:
-    """Return the input, named "pixels", and the output of each layer for every image, by name.
+    """Return the input of the network and the output of each layer, for every image, by name.
 
-    Each is float32 of shape (N, width), after the ReLU. The last layer has none: its outputs are
-    the logits.
+    The input is named "pixels", although it is normalised already. Each value is float32 of shape
+    (N, width). A layer's output is taken after its ReLU; the last layer has no ReLU, so its outputs
+    are the logits.
     """
     x, _, _ = dataset.get_batch(torch.arange(len(dataset)))
     outputs = {"pixels": x}
@@ -65,11 +66,12 @@ def attributions(
         model: The network to explain.
         pixels: The images.
         classes: For each image the class whose logit to explain, int64 of shape (N,).
-        steps: How many images between the empty and the given one integrated gradients average.
+        steps: The number of images on the way, over which integrated gradients average.
         window: The side of the square that occlusion empties, in pixels.
 
     Returns:
-        "integrated gradients": the mean gradient on the way from the empty image, times the pixel;
+        "integrated gradients": the mean gradient on the way from the empty image to the given one,
+        times the pixel;
         the values of an image sum to the difference between the two logits.
         "occlusion": by how much the logit falls when a square around the pixel is emptied.
         Both have the shape of `pixels`.
@@ -213,7 +215,8 @@ def minimal_adversarial_examples(
 
     success = (logits_of(model, attacked).argmax(1) == targets).view(classes, -1)
     possible = success.any(1)
-    smallest = torch.where(possible, success.int().argmax(1), len(epsilons) - 1)
+    first_success = success.int().argmax(1)  # the first True; epsilons ascend, so the smallest
+    smallest = torch.where(possible, first_success, len(epsilons) - 1)
     changed = attacked.view(classes, -1, 28, 28)[torch.arange(classes), smallest]
     return changed, torch.where(possible, epsilons[smallest], torch.inf)
 
@@ -221,8 +224,8 @@ def minimal_adversarial_examples(
 def prune_weights(model: nn.Module, share: float) -> nn.Module:
     """Return a copy whose smallest weights are zero: a `share`, from 0 to 1, of all weights.
 
-    The biases stay. Source: Han et al., "Learning both weights and connections for efficient neural
-    networks", 2015.
+    The biases are unchanged. Source: Han et al., "Learning both weights and connections for
+    efficient neural networks", 2015.
     """
     masked = copy.deepcopy(model)
     weights = [(layer, "weight") for layer in masked.modules() if isinstance(layer, nn.Linear)]
@@ -241,7 +244,7 @@ def quantise_weights(model: nn.Module, bits: int = 8) -> nn.Module:
     """Return a copy with each weight tensor rounded to 2^`bits` - 1 evenly spaced values.
 
     The values lie symmetrically around zero, and the largest one is the largest weight. The biases
-    stay. Source: Jacob et al., "Quantization and training of neural networks for efficient
+    are unchanged. Source: Jacob et al., "Quantization and training of neural networks for efficient
     integer-arithmetic-only inference", 2018.
     """
     rounded = copy.deepcopy(model)
