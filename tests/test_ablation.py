@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, assert_same_picture, code_cells, skip_unless_published
+from helpers import ROOT, assert_same_picture, code_cells, skip_unless_published, texts
 from joblib import parallel_config
 from scipy.stats import binomtest, ttest_1samp, ttest_rel
 
@@ -278,3 +278,9 @@ def test_read_record_refuses_what_cannot_be_recomputed(name):
     """There is no such configuration, or it has no validation accuracy."""
     with pytest.raises(ValueError, match=f"'{name}': expected one of plain Adam"):
         ablation.read_record(name)
+
+
+def test_ablation_plot_writes_mean_and_sample_deviation():
+    axes = ablation.ablation_plot({"net": [0.99, 0.992, 0.997]})
+
+    assert "99.30% ± 0.36" in texts(axes)

@@ -249,3 +249,7 @@ def test_import_leaves_out_torchvision():
     code = "import sys, mnist_mlp; print('torchvision' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr
+
+
+def test_load_digits_draws_its_test_set_by_the_seed(digits):
+    assert not torch.equal(load("digits", seed=4).test.images, digits.test.images)

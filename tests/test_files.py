@@ -72,3 +72,14 @@ def test_read_json_refuses_other_content_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"record\.json"):
         read_json(path, {"runs": int})
+
+
+def test_atomic_writes_at_once_do_not_mix(tmp_path):
+    path = tmp_path / "a.txt"
+
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+
+    assert path.read_text() == "first"  # the block that ends last
+    assert visible(tmp_path) == ["a.txt"]

@@ -1,7 +1,9 @@
 """Handwriting fonts are read in two halves: one to choose on, the other to report."""
 
 import numpy as np
+import pytest
 from PIL import Image
+from scipy.ndimage import maximum_filter
 
 from mnist_lab.handwriting import fonts
 from mnist_lab.handwriting.preprocess import to_mnist
@@ -57,3 +59,10 @@ def test_ones_are_the_school_fonts_of_a_half():
     assert [f"Playwrite {name}" for name in names] == expected
     assert images.shape == (len(names), 28, 28)
     assert images[:, 7:21].amax(2).min() > 100  # each has a stem from top to bottom
+
+
+def test_slanted_digits_stay_on_their_paper():
+    for digit in np.concatenate(list(fonts.read_half(1).values())):
+        thick = maximum_filter(np.pad(digit, fonts.MARGIN), 5)
+        for slant in fonts.SLANTS:
+            assert fonts._slant(thick, slant).sum() == pytest.approx(thick.sum(), rel=0.01)

@@ -106,8 +106,9 @@ def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
     digits = load("digits")
     model = EnhancedNet()
     test = evaluate(model, digits.test)
-    epoch = {"validation_accuracy": 0.5, "seconds": 2.04}
-    history = History(Recipe(epochs=1), "float32", [epoch], best_epoch=1)
+    epochs = [{"validation_accuracy": 0.5, "seconds": 2.04}]
+    epochs.append({"validation_accuracy": 0.4, "seconds": 2.04})
+    history = History(Recipe(epochs=2), "float32", epochs, best_epoch=1)
     outputs = notebook.Outputs(digits, history)
 
     plt.figure()
@@ -120,14 +121,14 @@ def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
     assert torch.equal(weights["layer1.weight"], model.layer1.weight)
     card = json.loads(path.with_suffix(".json").read_bytes())
     expected = {
-        "recipe": Recipe(epochs=1).asdict(),
+        "recipe": Recipe(epochs=2).asdict(),
         "dataset": "digits",
         "classes": [*"0123456789"],
         "precision": "float32",
         "best_epoch": 1,
-        "epochs_done": 1,
+        "epochs_done": 2,
         "validation_accuracy": 0.5,
-        "training_seconds": 2.0,
+        "training_seconds": 4.1,
         "test_correct": test.n_correct,
         "test_images": 360,
     }

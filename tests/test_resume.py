@@ -270,3 +270,25 @@ def test_full_disk_costs_the_checkpoint_and_not_the_training(toy, tmp_path):
 
     assert outcome(model, history) == outcome(expected, whole)
     assert visible(tmp_path) == []
+
+
+def test_fit_refuses_a_checkpoint_of_another_teacher(toy, tmp_path):
+    train, validation = toy
+    taught = replace(train, teacher_logits=torch.zeros(130, 10))
+    taught_otherwise = replace(train, teacher_logits=torch.eye(130, 10))
+    path = tmp_path / "run.pt"
+
+    fit(dropout_net(), taught, validation, RECIPE, checkpoint=path)
+
+    assert_refused(path, "data", dropout_net(), taught_otherwise, validation)
+
+
+def test_fit_refuses_a_checkpoint_of_other_words_in_the_network(toy, tmp_path):
+    path = tmp_path / "run.pt"
+    network = dropout_net()
+    network.activation = "relu"
+    fit(network, *toy, RECIPE, checkpoint=path)
+
+    other_network = dropout_net()
+    other_network.activation = "tanh"
+    assert_refused(path, "activation", other_network, *toy)

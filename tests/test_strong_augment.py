@@ -1,10 +1,18 @@
 """Strong augmentation disturbs a fraction of a batch, reproducibly, and leaves digits visible."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from mnist_lab.research.strong_augment import AUGMENTATIONS, BatchRandom, strong_augment
+from mnist_lab.research.strong_augment import (
+    AUGMENTATIONS,
+    BatchRandom,
+    convolution,
+    strokes,
+    strong_augment,
+)
 from mnist_mlp import load
 
 
@@ -60,3 +68,35 @@ def test_strong_augment_depends_on_generator_alone(images):
 
     assert torch.equal(augmented, strong_augment(images, generator(1)))
     assert not torch.equal(augmented, strong_augment(images, generator(2)))
+
+
+class OneStroke:
+    """Draws a stroke through the middle, at 45 degrees, with a length of 12 and a width of 2."""
+
+    def __init__(self):
+        row, column, angle, half_length, half_width, grey = 13.5, 13.5, math.pi / 4, 6, 1, 1
+        self.values = iter([row, column, angle, half_length, half_width, grey] * 3)
+
+    def uniform(self, low, high):
+        return torch.full((1, 1, 1), float(next(self.values)))
+
+    def chance(self, probability):
+        return torch.full((1, 1, 1), probability == 1.0)
+
+
+def test_strokes_have_their_direction_and_length():
+    stroke = strokes(torch.zeros(1, 28, 28), OneStroke())[0]
+
+    rows, columns = stroke.nonzero().T
+    assert rows.min() > 13.5 - 6
+    assert rows.max() < 13.5 + 6
+    assert ((rows - columns).abs() <= 1).all()
+
+
+def test_convolution_scales_each_image_by_its_own_maximum():
+    images = torch.rand(50, 28, 28, generator=generator(1))
+
+    brightest = convolution(images, BatchRandom(images, generator())).amax((1, 2))
+
+    assert brightest.max() <= 1
+    assert (brightest > 1 - 1e-6).float().mean() > 0.5

@@ -7,7 +7,7 @@ from helpers import ROOT
 from scipy import ndimage
 
 from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
-from mnist_lab.handwriting.synthetic import synthetic_digits
+from mnist_lab.handwriting.synthetic import _hand_drawn, synthetic_digits
 from mnist_lab.research.convnet import ConvNet
 from mnist_mlp import evaluate, load_weights
 from mnist_mlp.data import ImageDataset
@@ -59,3 +59,12 @@ def test_other_network_reads_synthetic_digits(digits):
 def test_forms_do_not_contain_the_hand_of_the_photos():
     for digit, form in ONE_PERSON.items():
         assert form not in FORMS[digit]
+
+
+def test_hands_lean_to_the_right_on_average():
+    rng = np.random.default_rng(0)
+    stems = [_hand_drawn("10,0 10,100", rng)[0] for _ in range(400)]
+
+    tops = np.array([stem[0, 0] for stem in stems])
+    bottoms = np.array([stem[-1, 0] for stem in stems])
+    assert 0.05 < np.mean(tops - bottoms) < 0.15

@@ -476,8 +476,25 @@ def test_fit_refuses_a_loss_for_data_with_teacher_logits(toy):
 
 
 def test_fit_warns_of_a_batch_larger_than_the_data(toy):
+    train, validation = toy
+    sets = [train, train.subset(torch.arange(60))]
+
     with pytest.warns(UserWarning, match="130 training images"):
-        fit(small_net(), *toy, replace(RECIPE, batch_size=512, epochs=1))
+        fit(small_net(), train, validation, replace(RECIPE, batch_size=512, epochs=1))
+    with pytest.warns(UserWarning, match="60 training images"):
+        fit(small_net(), sets, validation, RECIPE)
+
+
+def test_fit_computes_the_loss_in_float32(toy):
+    dtypes = set()
+
+    def record_dtype(logits, labels):
+        dtypes.add(logits.dtype)
+        return nn.functional.cross_entropy(logits, labels)
+
+    fit(small_net(), *toy, replace(RECIPE, precision="bfloat16"), loss_fn=record_dtype)
+
+    assert dtypes == {torch.float32}
 
 
 # Several data sets, devices, the progress bar
@@ -488,14 +505,21 @@ def test_fit_takes_data_sets_in_turns(toy):
     hundred = train.subset(torch.arange(100))
     sixty = train.subset(torch.arange(60))
     batch_sizes = []
+    step_counts = []
 
     def record_size(images, generator):
         batch_sizes.append(len(images))
         return images
 
-    fit(small_net(), [hundred, sixty], validation, RECIPE, augment=record_size)
+    def record_steps(optimizer, total_steps):
+        step_counts.append(total_steps)
+        return LambdaLR(optimizer, lambda step: 1.0)
+
+    sets = [hundred, sixty]
+    fit(small_net(), sets, validation, RECIPE, augment=record_size, schedule=record_steps)
 
     assert batch_sizes == [64, 36, 60, 64, 36]
+    assert step_counts == [5]
 
 
 def test_fit_moves_the_data_to_the_device_of_the_model(toy):
