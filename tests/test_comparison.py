@@ -81,3 +81,8 @@ def test_interval_of_all_lost_or_all_gained_ends_at_the_bound():
     assert low == -1
     assert high == pytest.approx(-(50 - 1.959964**2) / (50 + 1.959964**2), abs=1e-6)
     assert paired_interval(50, 0, 50) == pytest.approx((-high, -low))
+
+
+def test_verdict_needs_a_p_value_below_five_percent():
+    assert Comparison(0.01, 0.0, 0.02, p_value=0.049).verdict == "better"
+    assert Comparison(0.01, 0.0, 0.02, p_value=0.051).verdict == "no significant difference"
