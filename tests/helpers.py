@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-# Not by MPLBACKEND: the kernels of the notebooks would inherit it and show no figures.
+# Notebook kernels would inherit MPLBACKEND, and would then show no figures.
 matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
@@ -40,12 +40,12 @@ def code_cells(notebook) -> list:
 
 
 def assert_same_picture(new: Path, published: Path) -> None:
-    """Hold a figure against the published one, which the pinned version of matplotlib drew."""
+    """Compare a figure with the published one, which the pinned version of matplotlib drew."""
     pinned = re.search(
         r"matplotlib==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8")
     )
     if matplotlib.__version__ != pinned[1]:
-        pytest.skip(f"the published figures are of matplotlib {pinned[1]}")
+        pytest.skip(f"the published figures were drawn with matplotlib {pinned[1]}")
     one = plt.imread(new)
     other = plt.imread(published)
     assert one.shape == other.shape
@@ -53,7 +53,7 @@ def assert_same_picture(new: Path, published: Path) -> None:
 
 
 def fresh_process_context(*preload: str):
-    """Return multiprocessing's way to start processes that share nothing with this one."""
+    """Return a multiprocessing context whose processes share nothing with this one."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(kind)
     if kind == "forkserver":
@@ -68,7 +68,7 @@ def visible(folder: Path) -> list[str]:
 
 @contextmanager
 def full_disk(size: int):
-    """Let no file grow beyond so many bytes: it fails as a full disk does."""
+    """Limit files to `size` bytes: writes beyond it fail as on a full disk."""
     resource = pytest.importorskip("resource", reason="Windows has no such limit")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -79,7 +79,7 @@ def full_disk(size: int):
 
 
 def few_or_all(few, many):
-    """Parametrize a test with a sample of a campaign, and with the whole: `make test-all`."""
+    """Parametrize a test with a few cases, and with all of them under `make test-all`."""
     return [few, pytest.param(many, marks=pytest.mark.campaign)]
 
 
@@ -105,11 +105,11 @@ def skip_unless_published(*paths: str) -> None:
     found = changed(*paths)
     if found is None:
         assert not os.environ.get("CI"), "git cannot tell whether the files are as committed"
-        pytest.skip("this is no git checkout, so published files cannot be told from your own")
+        pytest.skip("this is not a git checkout, so published files cannot be told from your own")
     if found:
         pytest.skip(
             f"{', '.join(found)} differ from what is published; "
-            f"`git restore {' '.join(paths)}` brings it back"
+            f"`git restore {' '.join(paths)}` restores them"
         )
 
 

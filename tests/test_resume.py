@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from mnist_mlp import EnhancedNet, Recipe, fit, save_weights
 from mnist_mlp.data import ImageDataset
 
-# The toy data are few, and some of these runs too short to learn anything.
+# The toy data set is small, and some of these runs too short to learn anything.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:after epoch"),
     pytest.mark.filterwarnings("ignore:batch_size is"),

@@ -45,6 +45,6 @@ def test_story(tmp_path):
 
     # Compare the interrupted network with the trained one, on the same images.
     comparison = compare(evaluate(interrupted, splits.test).correct, result.correct)
-    # The 95% interval of the gain in accuracy is above zero.
+    # The 95% interval of the gain, from the first to the second, is above zero.
     assert comparison.low > 0
     assert comparison.verdict == "better"

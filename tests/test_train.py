@@ -17,7 +17,7 @@ from torchvision import transforms
 from mnist_mlp import EnhancedNet, History, Recipe, evaluate, fit
 from mnist_mlp.data import ImageDataset, Splits, epoch_generator
 
-# The toy data are few, and some of these runs too short to learn anything.
+# The toy data set is small, and some of these runs too short to learn anything.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:after epoch"),
     pytest.mark.filterwarnings("ignore:batch_size is"),

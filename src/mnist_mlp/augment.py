@@ -21,15 +21,15 @@ def random_warp(
 ) -> torch.Tensor:
     """Return the images, each with an affine and an elastic deformation of its own.
 
-    Each image draws its rotation, scale, shear and shift uniformly between minus and plus the given
-    amount. The elastic displacements have a normal distribution.
+    For each image, rotation, scale, shear and shift are drawn uniformly between minus and plus the
+    given amount. The elastic displacements have a normal distribution.
 
     Args:
         images: float32 of shape (N, H, W) with H = W; 0 is the background.
         generator: The source of the random numbers.
         strength: A factor on all five amounts.
         rotation: In degrees.
-        scale: The relative change of the width, and of the height.
+        scale: The relative change of the width, and of the height, of the sampling grid.
         shear: The horizontal displacement per pixel of height.
         shift: In pixels, along each axis.
         elastic: The standard deviation of the smooth displacement of the pixels, in pixels.
@@ -44,23 +44,24 @@ def random_warp(
     n, height, width = images.shape
     pixel = 2 / width  # grid_sample's coordinates run from -1 to 1
 
-    def uniform(*shape: int) -> torch.Tensor:
+    def random_amount(*shape: int) -> torch.Tensor:
+        """Return uniform numbers from -strength to strength."""
         zero_to_one = torch.rand(n, *shape, generator=generator, device=generator.device)
         return (zero_to_one * 2 - 1) * strength
 
-    angles = uniform() * math.radians(rotation)
-    sizes = 1 + uniform(2) * scale
-    shears = uniform() * shear
+    angles = random_amount() * math.radians(rotation)
+    grid_scales = 1 + random_amount(2) * scale
+    shears = random_amount() * shear
 
     cos = angles.cos()
     sin = angles.sin()
     rotations = torch.stack([cos, -sin, sin, cos], dim=1).view(n, 2, 2)
     stretches = torch.zeros(n, 2, 2, device=generator.device)
-    stretches[:, 0, 0] = sizes[:, 0]
-    stretches[:, 1, 1] = sizes[:, 1]
+    stretches[:, 0, 0] = grid_scales[:, 0]
+    stretches[:, 1, 1] = grid_scales[:, 1]
     stretches[:, 0, 1] = shears
 
-    shifts = uniform(2, 1) * shift * pixel
+    shifts = random_amount(2, 1) * shift * pixel
     noise = torch.randn(n, 2, knots**2, generator=generator, device=generator.device)
     displacements = noise * (strength * elastic * pixel)
 
@@ -85,12 +86,12 @@ def basis_fields(height: int, width: int, knots: int, device: torch.device) -> t
         pixels = torch.arange(size, dtype=torch.float32)[:, None]
         spacing = (size - 1) / (knots - 1)
         distances = (pixels - spacing * torch.arange(knots)) / spacing
-        bump = torch.exp(-(distances**2) / 2)
-        bumps.append(bump / bump.norm(dim=1, keepdim=True))
+        axis_bumps = torch.exp(-(distances**2) / 2)  # shape (size, knots)
+        bumps.append(axis_bumps / axis_bumps.norm(dim=1, keepdim=True))
 
     identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
     coordinates = identity.view(-1, 2).T
     constant = torch.ones(1, height * width)
     vertical_bumps, horizontal_bumps = bumps
-    elastic = torch.kron(vertical_bumps, horizontal_bumps).T
+    elastic = torch.kron(vertical_bumps, horizontal_bumps).T  # shape (knots^2, H * W)
     return torch.cat([coordinates, constant, elastic]).to(device)

@@ -1,4 +1,4 @@
-"""Weights with their card, and checkpoints of a training that can be continued."""
+"""Weights, each with a card (a JSON file that describes them), and training checkpoints."""
 
 import hashlib
 import io
@@ -115,7 +115,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         expected = describe_tensor(expected_weights.get(name))
         if actual != expected:
             raise ValueError(
-                f"{path} is not a {type(model).__name__}: "
+                f"{path} does not fit {type(model).__name__}: "
                 f"at {name} it holds {actual}, expected {expected}."
             )
         if not torch.isfinite(weights[name]).all():
@@ -266,7 +266,7 @@ def describe_training(
         datasets: The training and validation sets.
 
     Raises:
-        ValueError: A function is a lambda, whose name does not tell it from other functions.
+        ValueError: A function is a lambda, whose name does not distinguish it from others.
     """
     tensors = []
     for dataset in datasets:
@@ -290,9 +290,9 @@ def describe_training(
             continue
         description[name] = qualified_name(function)
         if "<lambda>" in description[name]:
-            raise ValueError(f"with a checkpoint, {name} must be a named function, no lambda.")
+            raise ValueError(f"with a checkpoint, {name} must be a named function, not a lambda.")
 
-    # As it will be in the file, where a tuple becomes a list.
+    # Through JSON, so that only plain values remain, and tuples compare as lists.
     return json.loads(json.dumps(description))
 
 

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `fit`, so that a mistake ends in one sentence before the training."""
+"""Checks of the arguments of `fit`, so that a mistake gives one clear error before training."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ REPLACED_FIELDS = {
     "augment": ["augment_strength", "elastic_strength"],
 }
 
-# With fewer steps than this, too few steps are a likelier cause than the learning rate.
+# If all predictions are equal after fewer steps than this, blame the steps, not the learning rate.
 FEW_STEPS = 100
 
 
@@ -120,7 +120,7 @@ def check_model(model: nn.Module, dataset: ImageDataset) -> None:
         TypeError: The model does not return a tensor.
         ValueError: It does not take the images, or does not return a logit for each class.
     """
-    images = dataset.images[:2].flatten(1).float()
+    images = dataset.images[:2].flatten(1).float()  # not normalised: only the shapes matter here
     try:
         with evaluation_mode(model):
             logits = model(images)

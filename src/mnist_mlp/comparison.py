@@ -19,7 +19,7 @@ class Comparison:
         high: The upper end.
         p_value: The p-value of McNemar's exact test, which decides the verdict. The test is
             slightly more cautious than the interval: where it finds no significant difference, the
-            interval may barely exclude zero.
+            interval can still just exclude zero.
     """
 
     difference: float
@@ -42,7 +42,7 @@ class Comparison:
 def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
     """Compare the accuracy of two models on the same images.
 
-    Only images that one model classifies correctly and the other does not make a difference.
+    Only images that exactly one of the two models classifies correctly count.
 
     Args:
         correct_a: `Evaluation.correct` of the first model, bool of shape (N,).
@@ -106,8 +106,8 @@ def lower_limit(gained: int, lost: int, n: int) -> float:
         return -1.0
 
     def excess(difference: float) -> float:
-        """Return by how many pairs the observed difference is too large for this true one."""
-        # The likeliest probability of a lost pair, if the true difference is this one, solves
+        """Return by how many pairs the test rejects this difference; negative: not rejected."""
+        # The likeliest probability of a lost pair, given this difference, solves
         # a q^2 + b q + c = 0.
         a = 2 * n
         b = (2 * n - gained + lost) * difference - gained - lost
@@ -117,5 +117,5 @@ def lower_limit(gained: int, lost: int, n: int) -> float:
         variance = n * (2 * q + difference * (1 - difference))
         return gained - lost - n * difference - Z_95 * math.sqrt(max(0.0, variance))
 
-    # At the observed difference itself the excess may be exactly 0, so the search ends before it.
+    # brentq needs a change of sign, and at the observed difference the excess may be exactly 0.
     return brentq(excess, -1, observed - 1e-12)

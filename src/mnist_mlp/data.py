@@ -217,6 +217,7 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
     It depends on the seed and the epoch alone, so an interrupted training can continue exactly.
     """
+    # seed + epoch would repeat: seed 0 in epoch 2 would draw what seed 1 draws in epoch 1.
     state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -226,8 +227,8 @@ def stratified_split(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Split the indices of the images into two parts in which each class has its proportion.
 
-    The images are shuffled and sorted by label; then every n-th is held out. So each class has its
-    exact proportion, within one image.
+    The images are shuffled and sorted by label; then every n-th is held out. So each class keeps
+    its proportion to within one image.
 
     Args:
         labels: int64 of shape (N,).

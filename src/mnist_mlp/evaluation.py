@@ -117,7 +117,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
 def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """Classify every image of the data set, in order and without augmentation.
 
-    The model is evaluated in evaluation mode. Afterwards each module is back in its own mode.
+    Runs the model in evaluation mode, then restores the mode of each module.
 
     Args:
         model: A network that takes float32 images of shape (N, 784) and returns logits.
@@ -152,7 +152,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def check_network(model: nn.Module) -> None:
-    """Raise TypeError if the model is not a network, such as a class in place of an instance."""
+    """Raise TypeError if the model is not a network, for example if it is a class."""
     if isinstance(model, type):
         raise TypeError(
             f"model must be a network, found the class {model.__name__}: "

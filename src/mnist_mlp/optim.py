@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 class Muon(torch.optim.Optimizer):
     """Muon for all weight matrices but the last, AdamW for the last one and all biases.
 
-    Muon orthogonalises the momentum of a weight matrix, so that the update is equally large in all
-    directions. The filters of a convolution are the rows of its matrix.
+    Muon orthogonalises the momentum of a weight matrix, so that the update is about equally large
+    in all directions. The weight of a convolution is flattened to one row per filter.
 
     Args:
         params: The parameters, in the order of the layers.
@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
             average_gradient = state["momentum"]
             average_gradient.lerp_(weight.grad, 1 - momentum)
 
-            # Nesterov momentum: average the gradient with its own moving average once more.
+            # Nesterov momentum: mix the gradient into the updated average again.
             direction = weight.grad.lerp(average_gradient, momentum).flatten(1)
             if self.bfloat16:
                 direction = direction.bfloat16()
@@ -139,7 +139,7 @@ def constant_rate(optimizer: torch.optim.Optimizer, total_steps: int) -> LRSched
 def bfloat16_units() -> str:
     """Return the name of the CPU's bfloat16 unit: "AMX", "AVX-512 BF16" or "none".
 
-    "none" means that the CPU has none of these two, or that torch must not use them
+    "none" means that the CPU has neither, or that torch must not use them
     (`ATEN_CPU_CAPABILITY=avx2`).
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
@@ -154,7 +154,7 @@ def bfloat16_units() -> str:
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
-    """Return whether the device multiplies bfloat16 matrices in hardware; emulation is slow."""
+    """Return whether bfloat16 is fast: on some GPUs, and on a CPU with AMX or AVX-512 BF16."""
     device_type = torch.device(device).type
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -124,7 +124,7 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
 
     loss_axes.set(ylabel="cross-entropy (nats, log scale)", yscale="log")
 
-    # An axis that showed the first epochs, which may be far below, would squeeze all others.
+    # An axis that showed the first epochs, which may be far below, would squeeze the later ones.
     nonempty = [history for history in runs.values() if history.epochs]
     final_accuracies = [history.epochs[-1]["accuracy"] for history in nonempty]
     largest_error = max(0.03, 1 - min(final_accuracies, default=0))

@@ -17,7 +17,7 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The hyperparameters of a training. The defaults are those of the published weights.
+    """The hyperparameters of a training. The defaults are those of models/enhanced_model.pth.
 
     All values are plain, so that `Recipe(**recipe.asdict()) == recipe`. Your own optimizer,
     schedule, loss or augmentation is an argument of `fit`.
@@ -38,12 +38,12 @@ class Recipe:
     label_smoothing: float = 0.0  # how much of the target is spread evenly over the classes
     ema_decay: float = 0.998  # of the exponential moving average of the weights; 0: no average
     augment_strength: float = 1.0  # of the random warps of the training images; 0: no warps
-    elastic_strength: float = 1.0  # of the elastic part, in pixels at an augment_strength of 1
-    optimizer: str = "adamw"  # or "muon", with a learning rate ten times as large
+    elastic_strength: float = 1.0  # elastic displacement in pixels, multiplied by augment_strength
+    optimizer: str = "adamw"  # or "muon": then set a learning rate ten times as large
     schedule: str = "one-cycle"  # or "constant"
     select: str = "best epoch"  # by validation accuracy; or "last epoch"
     distillation_temperature: float = 4.0  # used only with teacher logits
-    precision: str = "auto"  # of the matrix products; "auto": bfloat16 if the hardware has it
+    precision: str = "auto"  # of the matrix products; "auto": bfloat16 if `multiplies_bfloat16`
     device: str | None = None  # where to train, such as "cuda"; None: where the model is
     seed: int = 0  # of the order and warps of the images, not of the initial weights
 
@@ -65,7 +65,7 @@ class Recipe:
         _check_whole("seed", self.seed, at_least=0)
 
     def asdict(self) -> dict[str, Any]:
-        """Return all fields with their values, with NumPy's numbers as Python's."""
+        """Return all fields with their values, NumPy numbers converted to Python numbers."""
         fields = dataclasses.asdict(self)
         for name, value in fields.items():
             if isinstance(value, np.generic):
@@ -73,7 +73,7 @@ class Recipe:
         return fields
 
     def diff_from_default(self) -> dict[str, Any]:
-        """Return the fields that differ from the published recipe."""
+        """Return the fields that differ from the defaults."""
         default = Recipe().asdict()
         return {name: value for name, value in self.asdict().items() if value != default[name]}
 
@@ -91,7 +91,8 @@ class History:
             `validation_loss` and `validation_accuracy` are those of the averaged weights.
             `learning_rate` is the rate at the end of the epoch.
             `seconds` is the duration of the epoch.
-            Losses are means over the examples, in nats. Accuracies are from 0 to 1.
+            Losses are means over the examples; the validation loss is the cross-entropy in
+            nats. Accuracies are from 0 to 1.
         best_epoch: The epoch whose averaged weights the model has: the best, or the last if the
             recipe selects that. The first epoch is 1; 0 means that no epoch is complete.
         stopped: Where the training was stopped early, such as "after epoch 3 of 45"; else "".

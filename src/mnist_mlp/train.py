@@ -75,13 +75,14 @@ def fit(
             images of shape (N, 28, 28) from 0 to 1 and a `torch.Generator`.
         checkpoint: A file that `fit` saves after every epoch. The same call continues from it. The
             result is bit-identical to that of an uninterrupted training; with dropout, this holds
-            on the CPU only. The checkpoint knows the settings, the initial weights and the data,
-            but not the source code: delete it after you have edited code. To continue, create the
+            on the CPU only. A checkpoint is refused if the settings, the initial weights or the
+            data differ. Edited code is not noticed: delete the file then. To continue, create the
             model with the same `torch.manual_seed`, torch version and number of threads.
         on_epoch: A function that `fit` calls with the history after each epoch. If it returns
             True, the training stops. A checkpoint does not record this stop: the same call
             continues the training.
-        history: A `History(recipe)` that `fit` fills, so that you can read it after an interrupt.
+        history: A `History(recipe)` whose contents `fit` replaces, so that you can read it after an
+            interrupt.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -111,7 +112,7 @@ def fit(
     check_custom_functions(recipe, train_sets, optimizer, schedule, loss_fn, augment)
     check_network(model)
 
-    # For the checkpoint, which describes your optimizer by its settings instead.
+    # A checkpoint names these functions; the optimizer is described by its settings.
     custom_functions = {"schedule": schedule, "loss_fn": loss_fn, "augment": augment}
 
     if recipe.device is not None:
@@ -331,7 +332,7 @@ def train_epoch(
 def distillation_loss(
     logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Return how far the model's softened probabilities are from the teacher's, in nats.
+    """Return how far the model's softened probabilities are from the teacher's.
 
     This is the Kullback-Leibler divergence, averaged over the batch and multiplied by the squared
     temperature, so that its gradients do not shrink as the temperature grows.

@@ -84,7 +84,7 @@ def _open_file(path: str | PathLike) -> Image.Image:
     """Read a picture's file and apply the camera's rotation."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is checked
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked
             with Image.open(path, formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(

@@ -17,7 +17,7 @@ from mnist_mlp.datasets import centre_digit
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
 MIN_INK = 0.15  # of the median ink: fainter pixels are paper
 MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
-MIN_OVERLAP = 0.4  # of the narrower stroke's width: strokes above each other are one digit
+MIN_OVERLAP = 0.4  # of the narrower box's width: boxes that overlap more are one digit
 SURFACE_SAMPLES = 64  # along the longer side: enough to fit the brightness of the paper
 
 
@@ -60,7 +60,7 @@ def segment_digits(picture: Picture) -> torch.Tensor:
     """Return the digits in a picture from left to right, uint8 of shape (N, 28, 28).
 
     The digits stand side by side and do not touch. Strokes above each other belong to one digit,
-    for example the body and the roof of a 5.
+    for example the body and the top bar of a 5.
 
     Args:
         picture: A picture as for `to_mnist`.
@@ -128,14 +128,14 @@ def _group_by_digit(components: np.ndarray) -> list[list[int]]:
 
 
 def _find_ink(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ink from 0 to 1 and the number of each pixel's connected component, or 0."""
+    """Return the ink from 0 to 1, and the id of each pixel's connected component, 0 for paper."""
     difference, noise = _subtract_paper(read_grey(picture))
-    # Cubes give the sign of the skew: the ink is the minority far from the paper.
+    # Ink is rare and far from the paper, so the sum of the cubes has its sign.
     ink_is_brighter = (difference**3).sum() > 0
     ink = np.maximum(0, difference if ink_is_brighter else -difference)
 
-    # The ink must stand out: `noise` is about one standard deviation, and its largest values
-    # reach four.
+    # The ink must stand out: `noise` is about one standard deviation of the paper, and the
+    # noisiest pixels of the paper reach four.
     threshold = _otsu(ink[ink > 3 * noise])
     is_ink = ink > threshold
     full_ink = np.median(ink[is_ink]) if is_ink.any() else 0.0
@@ -158,8 +158,8 @@ def _subtract_paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
     """Return how far each pixel is from the paper's brightness, and the noise of the paper.
 
     The paper's brightness is a quadratic surface, a + b u + c v + d u² + e u v + f v², where u runs
-    from -1 to 1 along the rows and v down the columns. It is fitted by least absolute deviations:
-    the ink, a minority, has no influence on it.
+    from -1 (left) to 1 (right) and v from -1 (top) to 1 (bottom). It is fitted by least absolute
+    deviations: the ink, a minority, hardly affects it.
     """
     height, width = grey.shape
     us = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)

@@ -23,7 +23,7 @@ def read(
         classes: The names of the model's classes.
 
     Returns:
-        The digits as one text, and the probabilities, float32 of shape (digits, classes).
+        The digits as one string, and the probabilities, float32 of shape (digits, classes).
 
     Raises:
         ValueError: The model's number of classes differs from `len(classes)`. Or the picture

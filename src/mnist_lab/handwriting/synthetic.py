@@ -153,7 +153,8 @@ def render_photo(digits: str, rng: np.random.Generator, height: int) -> Image.Im
         rng: Draws the hand, the pen, the paper and the light.
         height: The height of the photo in pixels.
     """
-    # In units of the height, the first digit begins at 0.3 and each other 0.6 after the one before.
+    # In units of the height, the first digit begins at 0.3, and every further one 0.6 after the
+    # one before it.
     width = round(height * (0.4 + 0.6 * len(digits)))
     ink = np.zeros((height, width))
     for position, digit in enumerate(digits):

@@ -100,7 +100,9 @@ def brightness(images, rng):
 def translate(images, rng):
     """Shift by three pixels, up or down and left or right."""
     padded = np.pad(images, ((0, 0), (3, 3), (3, 3)))
-    row_start, column_start = rng.choice([0, 6], (2, len(images), 1, 1))  # of the part to keep
+    row_start, column_start = rng.choice(
+        [0, 6], (2, len(images), 1, 1)
+    )  # the top left corner of the crop
     image_index = np.arange(len(images))[:, None, None]
     return padded[image_index, ROWS + row_start, COLUMNS + column_start]
 
@@ -216,15 +218,16 @@ def plasma(n, rng, size=32, decay=1.4):
         sides = [(half, 0), (-half, 0), (0, half), (0, -half)]
 
         # Each new value is the mean of its four neighbours, plus noise.
-        for first_row, first_column, offsets in (
+        for start_row, start_column, offsets in (
             (half, half, diagonals),  # the centres of the squares
             (0, half, sides),  # the midpoints of their horizontal sides
             (half, 0, sides),  # the midpoints of their vertical sides
         ):
-            grid = np.s_[:, first_row::step, first_column::step]
+            grid = np.s_[:, start_row::step, start_column::step]
             neighbours = []
             for offset in offsets:
-                shifted = np.roll(clouds, offset, (1, 2))  # beyond an edge comes the opposite one
+                # Rolled by an offset, a grid point has this neighbour; edges wrap around.
+                shifted = np.roll(clouds, offset, (1, 2))
                 neighbours.append(shifted[grid])
             means = np.mean(neighbours, axis=0)
             clouds[grid] = means + amplitude * rng.uniform(-1, 1, means.shape)
@@ -237,7 +240,7 @@ def plasma(n, rng, size=32, decay=1.4):
 
 
 def _affine(images, matrices):
-    """Let each pixel at (row, column) show what its image has at matrix @ (row, column).
+    """Sample each pixel (row, column) of the result from its image at matrix @ (row, column).
 
     Rows and columns count from the centre of the image, which stays where it is.
     """
@@ -264,7 +267,7 @@ def _line(start, end):
     end_row, end_column = end
     slope = (end_row - start_row) / (end_column - start_column)
 
-    # The ink fades with the vertical distance, in pixels, and is 0 from (1 - 1/e) · radius on.
+    # The ink fades with the vertical distance, in pixels, and is 0 beyond (1 - 1/e) · radius.
     radius = 2.3
     distance = abs(ROWS - (start_row + slope * (COLUMNS - start_column)))
     ink = 1 + np.log(1 - distance.clip(0, radius - 1e-10) / radius)

@@ -227,7 +227,7 @@ def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, d
 
 @cache  # a worker trains many runs, but one thread that watches its parent is enough
 def end_with_parent() -> None:
-    """End this worker within a second of its parent.
+    """End this worker within a second after its parent has ended.
 
     If the parent is killed, joblib leaves its workers running. In the process that calls `sweep`,
     this does nothing.
