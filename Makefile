@@ -10,7 +10,7 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-# Containers often set this. Then every process compiles all modules again: 20 seconds to import, not 5.
+# Containers often set this, and then every process compiles all modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
