@@ -56,12 +56,39 @@ def print_title(cell, cell_index):
             print(line.removeprefix("## "), flush=True)
 
 
+def read_dataset(path: Path) -> str:
+    """Return the notebook's parameter `dataset`.
+
+    Raises:
+        ValueError: There is no such parameter, or it is not the name of a data set.
+    """
+    expected = "expected a name that load() takes, in quotes, such as 'auto'"
+    parameters = inspect_notebook(str(path))
+    if "dataset" not in parameters:
+        raise ValueError(f"{path} has no parameter `dataset`: {expected}.")
+
+    source = parameters["dataset"]["default"]
+    try:
+        dataset = ast.literal_eval(source)
+    except (ValueError, SyntaxError):  # it is code, which only the kernel may run
+        dataset = None
+    if not isinstance(dataset, str):
+        raise ValueError(f"in {path} the parameter `dataset` is {source}: {expected}.")
+
+    is_path = Path(dataset).name != dataset
+    if is_path:
+        raise ValueError(
+            f"in {path} the parameter `dataset` is the path {dataset!r}: {expected}; "
+            "for your own pictures, set `pictures` in notebooks/Your-Own-Digits.ipynb."
+        )
+    return dataset
+
+
 def execute(path: Path) -> Path:
     """Execute the notebook and return the path of the result, which is written if no cell fails."""
     notebook = nbformat.read(path, as_version=4)
     result = path
-    parameters = inspect_notebook(str(path))
-    dataset = ast.literal_eval(parameters["dataset"]["default"])
+    dataset = read_dataset(path)
 
     # Load the data here as well: a download in the kernel would show no progress.
     with warnings.catch_warnings(action="ignore"):
@@ -71,8 +98,9 @@ def execute(path: Path) -> Path:
         print(f"\n{line}\n{textwrap.fill(splits.warning, 79)}\n{line}\n")
 
     if splits.name != "mnist":
-        notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": splits.name})
         result = path.with_stem(f"{path.stem}-{splits.name}")
+    if dataset == "auto" and splits.name != "mnist":
+        notebook = parameterize_notebook(load_notebook_node(str(path)), {"dataset": "digits"})
 
     client = ProgressClient(
         notebook,

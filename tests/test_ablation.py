@@ -131,6 +131,23 @@ def test_published_convnet_classifies_a_sample_as_recorded(mnist):
     assert card["test_correct"] == run["test_correct"]
 
 
+def test_ablation_keeps_no_results_of_a_changed_recipe(scripts, tmp_path, monkeypatch):
+    script, _ = scripts
+    monkeypatch.setattr(script, "RECORD", tmp_path / "ablation.json")
+    assert script.read_others(["ConvNet"]) == {}
+
+    record = json.loads(json.dumps(RECORD))
+    script.RECORD.write_text(json.dumps(record))
+    assert list(script.read_others(["ConvNet"])) == [
+        name for name in CONFIGURATIONS if name != "ConvNet"
+    ]
+
+    record["configurations"]["plain Adam"]["recipe"]["epochs"] = 11
+    script.RECORD.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="plain Adam"):
+        script.read_others(["ConvNet"])
+
+
 # Tables and figures
 
 
@@ -166,7 +183,8 @@ def test_ablation_table_compares_with_the_named_configuration():
         p_images = binomtest(len(wrong - earlier_wrong), len(wrong ^ earlier_wrong)).pvalue
         assert row["p, images of seed 0"] == f"{p_images:.1g}"
         assert row["compared with"] == earlier_name
-        assert row["points"] == f"{(count.mean() - earlier.mean()) / 100:+.2f}"
+        gain = count[:n_seeds].mean() - earlier[:n_seeds].mean()
+        assert row["points"] == f"{gain / 100:+.2f}"
         assert row["p, seeds"] == f"{ttest_rel(count[:n_seeds], earlier[:n_seeds]).pvalue:.1g}"
 
 

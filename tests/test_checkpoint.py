@@ -53,7 +53,7 @@ def test_card_describes_the_weights(path):
 
 
 def test_save_weights_on_full_disk_keeps_both_old_files(model, path):
-    with full_disk(1_000_000), pytest.raises(OSError, match=r"net\.pth was not saved"):
+    with full_disk(1_000_000), pytest.raises(OSError, match=r"net\.pth"):
         save_weights(EnhancedNet(), path)
 
     assert visible(path.parent) == ["net.json", "net.pth"]
@@ -83,6 +83,70 @@ def test_save_weights_refuses_a_card_and_keeps_the_files(model, path, entries, e
 
     assert same_weights(load_weights(EnhancedNet(), path), model)
     assert visible(path.parent) == ["net.json", "net.pth"]
+
+
+def test_save_weights_refuses_what_load_weights_would(model, path):
+    model.layer3.bias.data[0] = torch.inf
+
+    with pytest.raises(ValueError, match=r"layer3\.bias"):
+        save_weights(model, path)
+    with pytest.raises(TypeError, match="network"):
+        save_weights(model.state_dict(), path)
+
+    assert load_weights(EnhancedNet(), path)
+
+
+def test_class_names_are_in_the_card(model, path):
+    assert load_weights(EnhancedNet(), path).class_names is None
+
+    model.class_names = tuple("abcdefghij")
+    save_weights(model, path)
+
+    loaded = load_weights(EnhancedNet(), path)
+    assert loaded.class_names == model.class_names
+    path.with_suffix(".json").unlink()
+    assert load_weights(loaded, path).class_names is None  # not those of the weights before
+
+
+def save_old_format(model, path):
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def save_training_checkpoint(model, path):
+    save_checkpoint(path, {"seed": 0}, {"model": model.state_dict()})
+
+
+def save_with_optimizer(model, path):
+    adam = torch.optim.Adam(model.parameters())
+    content = {"model_state_dict": model.state_dict(), "optimizer_state_dict": adam.state_dict()}
+    torch.save(content, path)
+
+
+def save_data_parallel(model, path):
+    torch.save(nn.DataParallel(model).state_dict(), path)
+
+
+def save_compiled(model, path):
+    torch.save(torch.compile(model).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("save", "what_it_is"),
+    [
+        (save_old_format, "format"),
+        (save_training_checkpoint, "checkpoint of a training"),
+        (save_with_optimizer, "'model_state_dict'"),
+        (save_data_parallel, r"'module\.'"),
+        (save_compiled, r"'_orig_mod\.'"),
+    ],
+)
+def test_load_weights_says_what_a_good_file_of_another_kind_is(model, tmp_path, save, what_it_is):
+    save(model, tmp_path / "other.pth")
+
+    with pytest.raises(ValueError, match=what_it_is) as raised:
+        load_weights(EnhancedNet(), tmp_path / "other.pth")
+
+    assert "damaged" not in str(raised.value)
 
 
 class MakesFolder:

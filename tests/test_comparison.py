@@ -45,6 +45,11 @@ def test_compare_refuses_models_evaluated_on_different_images():
         compare(torch.ones(2).bool(), torch.ones(3).bool())
 
 
+def test_compare_refuses_predictions_in_place_of_what_is_correct():
+    with pytest.raises(TypeError, match="correct"):
+        compare(torch.arange(3), torch.arange(3))
+
+
 def test_comparison_is_shown_in_percentage_points():
     assert str(Comparison(0.001, -0.0012, 0.00324, 0.4)) == "+0.10 [-0.12, +0.32]"
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
+from mnist_mlp import EnhancedNet, evaluate
 from mnist_mlp.data import (
     ImageDataset,
     batches,
@@ -33,9 +34,9 @@ def test_batches_have_the_bits_of_torchvision():
     images, _, _ = next(batches(ImageDataset(EVERY_BYTE, LABELS)))
 
     assert torch.equal(images, expected)
-    floats = EVERY_BYTE.float()
-    assert torch.equal(normalise(floats).flatten(1), expected)
-    assert torch.equal(floats, EVERY_BYTE)  # not normalised in place
+    assert torch.equal(normalise(EVERY_BYTE).flatten(1), expected)
+    with pytest.raises(TypeError, match="uint8"):
+        normalise(EVERY_BYTE / 255)
 
 
 def test_batches_in_file_order_are_those_of_a_dataloader(toy):
@@ -125,14 +126,23 @@ def test_stratified_split_is_a_stratified_partition(step):
 
 def test_stratified_split_depends_on_its_seed_alone():
     """Pinned: every published result depends on it."""
-    labels = torch.arange(10).repeat(6)
+    labels = torch.arange(2).repeat(30)
 
     torch.manual_seed(1)
     _, held_out = stratified_split(labels, 1 / 12, seed=0)
     _, another_seed = stratified_split(labels, 1 / 12, seed=1)
 
-    assert held_out.tolist() == [2, 26, 44, 48, 50]
+    assert held_out.tolist() == [7, 14, 22, 25, 44]
     assert not torch.equal(held_out, another_seed)
+
+
+def test_stratified_split_holds_out_an_image_of_each_class():
+    labels = torch.tensor([0] * 100 + [1] * 2 + [2] * 5 + [3])
+
+    kept, held_out = stratified_split(labels, 1 / 12, seed=0)
+
+    assert torch.bincount(labels[held_out], minlength=4)[1:].tolist() == [1, 1, 0]
+    assert torch.bincount(labels[kept]).tolist()[1:] == [1, 4, 1]
 
 
 def test_concatenate_has_the_images_of_both_with_their_labels(toy):
@@ -167,3 +177,53 @@ def test_concatenate_refuses_what_it_would_lose(toy):
 def test_dataset_refuses_tensors_that_do_not_fit(images, labels, teacher_logits, actual):
     with pytest.raises(ValueError, match=f"found .*{actual}"):
         ImageDataset(images, labels, teacher_logits=teacher_logits)
+
+
+def test_numpy_arrays_are_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"images .*from_numpy"):
+        ImageDataset(EVERY_BYTE.numpy(), LABELS)
+    with pytest.raises(TypeError, match=r"labels .*from_numpy"):
+        ImageDataset(EVERY_BYTE, LABELS.numpy())
+
+
+@pytest.mark.parametrize("classes", [list("0123456789"), range(10), np.arange(10)])
+def test_every_sequence_of_class_names_is_the_same(classes):
+    dataset = ImageDataset(EVERY_BYTE, LABELS, classes)
+    assert dataset.classes == tuple("0123456789")
+
+
+def test_dataset_warns_of_pixels_that_cannot_be_ink_on_a_background():
+    ink = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    ink[:, 8:20, 12:16] = 1
+
+    with pytest.warns(UserWarning, match="255"):
+        ImageDataset(ink, LABELS[:4])
+    with pytest.warns(UserWarning, match="bright"):
+        ImageDataset(255 - 255 * ink, LABELS[:4])
+
+
+def test_dataset_is_indexed_like_a_list(toy):
+    train = toy[0]
+    last_image, last_label = train[-1]
+
+    assert torch.equal(last_image, train[len(train) - 1][0])
+    assert last_label == int(train.labels[-1])
+    assert len(list(train)) == len(train)
+    with pytest.raises(IndexError):
+        train[len(train)]
+    with pytest.raises(TypeError, match="subset"):
+        train[:9]
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: Subset(data, range(130))])
+def test_dataloader_gives_the_batches(toy, wrap):
+    images, labels = next(iter(DataLoader(wrap(toy[0]), batch_size=32)))
+    expected_images, expected_labels, _ = next(batches(toy[0], 32))
+
+    assert torch.equal(images, expected_images)
+    assert torch.equal(labels, expected_labels)
+
+
+def test_subset_of_torch_is_refused_with_the_remedy(toy):
+    with pytest.raises(TypeError, match=r"subset\(indices\)"):
+        evaluate(EnhancedNet(), Subset(toy[0], range(9)))

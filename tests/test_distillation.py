@@ -1,14 +1,19 @@
 """Students learn from the teachers' logits, which are computed once for each augmented image."""
 
+import importlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch.nn import functional as F
 
 from mnist_lab.research.convnet import ConvNet
 from mnist_lab.research.distillation import (
     load_distillation_sets,
     precompute_teacher_logits,
+    read_source,
     save_distillation_sets,
 )
 from mnist_mlp.augment import random_warp
@@ -109,24 +114,96 @@ def test_precompute_teacher_logits_matches_warp_and_teachers(toy, precision):
 
 
 def test_precompute_teacher_logits_refuses_other_classes(toy):
-    teachers = [ConvNet(), ConvNet(classes=7)]
-    with pytest.raises(ValueError, match="7 classes, but the data set has 10"):
-        precompute_teacher_logits(toy[0], teachers, copies=1, progress=False)
+    other_names = ConvNet()
+    other_names.class_names = tuple("abcdefghij")
+
+    for teacher in (ConvNet(classes=7), other_names):
+        with pytest.raises(ValueError, match="class"):
+            precompute_teacher_logits(toy[0], [ConvNet(), teacher], copies=1, progress=False)
+
+
+def test_precompute_teacher_logits_refuses_an_unknown_precision(toy):
+    with pytest.raises(ValueError, match="auto"):
+        precompute_teacher_logits(toy[0], [ConvNet()], 1, precision="auto", progress=False)
 
 
 def test_load_distillation_sets_restores_saved_sets(toy, tmp_path):
     torch.manual_seed(0)
-    train, validation = toy
+    train, _ = toy
     sets = precompute_teacher_logits(train, [ConvNet()], copies=2, progress=False)
     path = tmp_path / "sets.pth"
 
-    save_distillation_sets(sets, path)
+    save_distillation_sets(sets, train, path, {"copies": 2})
 
+    assert read_source(path) == {"copies": 2}
     for loaded, saved in zip(load_distillation_sets(path, train), sets, strict=True):
         assert torch.equal(loaded.images, saved.images)
         assert torch.equal(loaded.teacher_logits, saved.teacher_logits)
         assert torch.equal(loaded.labels, saved.labels)
-    with pytest.raises(ValueError, match="130 images, expected 50"):
-        load_distillation_sets(path, validation)
+
+
+def test_load_distillation_sets_refuses_another_data_set(toy, tmp_path):
+    train, validation = toy
+    sets = precompute_teacher_logits(train, [ConvNet()], copies=1, progress=False)
+    path = tmp_path / "sets.pth"
+    save_distillation_sets(sets, train, path)
+
+    other_images = train.images.clone()
+    other_images[7, 3, 3] += 1
+    others = [
+        validation,
+        replace(train, images=other_images),
+        replace(train, labels=(train.labels + 1) % 10),
+        replace(train, classes=tuple("abcdefghij")),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="belongs to other"):
+            load_distillation_sets(path, other)
+
+
+def test_load_distillation_sets_refuses_missing_and_damaged_files(toy, tmp_path):
+    path = tmp_path / "sets.pth"
     with pytest.raises(FileNotFoundError, match="make ablation"):
-        load_distillation_sets(tmp_path / "none.pth", train)
+        load_distillation_sets(path, toy[0])
+
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="damaged"):
+        load_distillation_sets(path, toy[0])
+
+    torch.save({"images": torch.zeros(1)}, path)  # as an older version wrote it
+    with pytest.raises(ValueError, match="this version"):
+        load_distillation_sets(path, toy[0])
+
+
+def test_precompute_of_make_ideas_goes_by_content(toy, tmp_path, monkeypatch):
+    """A file is used again only for the same images, teachers and number of copies."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "accuracy")
+    ideas = importlib.import_module("ideas")
+    teacher = ConvNet(width=4)
+    monkeypatch.setattr(ideas, "load_trained", lambda run: teacher)
+    path = tmp_path / "logits.pt"
+
+    def is_made_again(images, copies: int) -> bool:
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        ideas.precompute(str(path), images, [{}], copies)
+        assert len(load_distillation_sets(path, images)) == copies
+        return path.stat().st_mtime_ns != before
+
+    train, validation = toy
+    assert is_made_again(train, copies=1)
+    assert not is_made_again(train, copies=1)
+    assert is_made_again(train, copies=2)
+    assert is_made_again(validation, copies=2)
+    teacher.layers[0].weight.data.mul_(2)
+    assert is_made_again(validation, copies=2)
+    assert not is_made_again(validation, copies=2)
+
+
+def test_save_distillation_sets_refuses_copies_without_logits(toy, tmp_path):
+    train, _ = toy
+    (with_logits,) = precompute_teacher_logits(train, [ConvNet()], copies=1, progress=False)
+
+    for sets in ([with_logits, train], []):
+        with pytest.raises(ValueError, match="cop"):
+            save_distillation_sets(sets, train, tmp_path / "sets.pth")
+    assert not list(tmp_path.iterdir())

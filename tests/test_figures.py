@@ -1,14 +1,20 @@
 """The figures of the lab show the numbers that they are given."""
 
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from helpers import texts
+from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
 from mnist_lab.figures import accuracy_curves, heat_map, input_pairs, picture_rows, projections
 from mnist_lab.research.ablation import ablation_plot, top_two
 from mnist_lab.research.calibration import calibration, reliability_curve
 from mnist_lab.research.tuning import learning_rates_plot
+from mnist_mlp.plots import BLUE, ORANGE, use_style
 
 
 def tick_texts(axis) -> list[str]:
@@ -54,6 +60,30 @@ def test_picture_rows_draws_each_picture_on_its_scale():
         assert np.array_equal(drawn.get_array(), picture)
         assert drawn.get_extent() == [31 * column, 31 * column + 28, 31 * row + 28, 31 * row]
         assert drawn.get_clim() == pytest.approx((lowest, limit))
+        if name == "signed":  # the colours of web/page.html: blue for the answer, orange against
+            assert to_hex(drawn.cmap(1.0)).upper() == BLUE
+            assert to_hex(drawn.cmap(0.0)).upper() == ORANGE
+
+
+def assert_titles_apart(names) -> None:
+    figure = input_pairs([np.zeros((40, 40))] * 6, torch.zeros(6, 28, 28), names)
+    figure.canvas.draw()
+
+    boxes = []
+    for ax in figure.axes[::2]:
+        titles = [child for child in ax.get_children() if isinstance(child, Text)]
+        boxes += [title.get_window_extent() for title in titles if title.get_text()]
+    assert len(boxes) == 6
+    for left, right in pairwise(boxes):
+        assert not left.overlaps(right)
+
+
+def test_input_pairs_captions_do_not_overlap():
+    names = [f"IMG_20240101_12345{i}_very_long.jpg\n7, 99%" for i in range(6)]
+
+    with plt.style.context("default"):
+        use_style()  # which has bold titles
+        assert_titles_apart(names)
 
 
 def test_projections_writes_each_label_at_its_median():
@@ -99,6 +129,15 @@ def test_reliability_curve_draws_the_bins_of_the_calibration(evaluation):
     points = ax.collections[1].get_offsets()  # collections[0] has the intervals
     assert np.array_equal(points, np.stack([curve["confidence"], curve["accuracy"]], 1))
     assert texts(ax) == [str(count) for count in curve["count"]]
+
+
+def test_reliability_curve_has_its_legend_outside(evaluation):
+    ax = reliability_curve(evaluation)
+    ax.figure.canvas.draw()
+
+    legend = ax.get_legend().get_window_extent()
+    assert not legend.overlaps(ax.get_window_extent())
+    assert not legend.overlaps(ax.xaxis.label.get_window_extent())
 
 
 def test_ablation_plot_shows_every_seed_and_their_mean():

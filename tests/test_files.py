@@ -1,14 +1,16 @@
 """Files are written whole or not at all, and the repository is found from every folder."""
 
+import errno
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, visible
 
-from mnist_mlp import files
+from mnist_mlp import EnhancedNet, files, load_weights, save_weights
 from mnist_mlp.files import atomic_write, read_json, repo_root, write_json
 
 
@@ -32,6 +34,43 @@ def test_atomic_write_leaves_the_old_file_after_an_error(tmp_path):
 
     assert path.read_text() == "old"
     assert visible(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_atomic_write_follows_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "a.txt") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+
+    if os.name == "posix":
+        assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def refuse(*args, **kwargs):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_weights_are_saved_where_chmod_and_fsync_do_not_exist(tmp_path, monkeypatch):
+    """So it is on some network and shared folders."""
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+
+    def fsync_is_missing(file):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync_is_missing)
+    save_weights(EnhancedNet(), tmp_path / "net.pth")
+    assert load_weights(EnhancedNet(), tmp_path / "net.pth")
+
+    def disk_is_broken(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", disk_is_broken)
+    with pytest.raises(OSError, match="Input/output"):
+        save_weights(EnhancedNet(), tmp_path / "net.pth")
 
 
 def test_repo_root_is_the_repository_from_every_folder(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A folder with one folder of pictures per class becomes training, validation and test images."""
 
+import shutil
+
 import pytest
 import torch
 from helpers import write_shapes
@@ -15,6 +17,14 @@ def sizes(splits) -> list[int]:
     return [len(splits.train), len(splits.validation), len(splits.test)]
 
 
+def write_ten_classes(folder, names):
+    """Write three pictures of a mark into each of ten folders."""
+    (shapes,) = write_shapes(folder.with_name("marks of " + folder.name), ("a",), 3).iterdir()
+    for name in names:
+        shutil.copytree(shapes, folder / name)
+    return folder
+
+
 def test_load_folder_classes_can_be_learned(tmp_path):
     folder = write_shapes(tmp_path / "mnist")
     (folder / ".git").mkdir()
@@ -23,7 +33,7 @@ def test_load_folder_classes_can_be_learned(tmp_path):
     torch.manual_seed(0)
     model = EnhancedNet(len(splits.train.classes))
 
-    recipe = Recipe(precision="float32", epochs=30, batch_size=26)
+    recipe = Recipe(precision="float32", epochs=30, batch_size=26, select="last epoch")
     fit(model, splits.train, splits.validation, recipe, progress=False)
 
     assert splits.name == "folder-mnist"  # never taken for MNIST itself
@@ -50,6 +60,44 @@ def test_load_folder_of_some_digits_has_all_ten_classes(tmp_path):
     assert set(splits.train.labels.tolist()) == {1, 7}
 
 
+def test_load_folder_sorts_numbers_as_numbers(tmp_path):
+    numbers = write_shapes(tmp_path / "numbers", classes=("10", "9", "1"), count=3)
+    weeks = write_shapes(tmp_path / "weeks", classes=("week 10", "week 9", "day 11"), count=3)
+
+    assert load_folder(numbers).train.classes == ("1", "9", "10")
+    assert load_folder(weeks).train.classes == ("day 11", "week 9", "week 10")
+
+
+def test_evaluate_refuses_a_folder_whose_classes_are_not_the_digits(tmp_path):
+    """Ten folders called 1 to 10, or by words, would be taken for the digits 0 to 9."""
+    digits = EnhancedNet()
+    digits.class_names = tuple("0123456789")
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+    for names in ([*"123456789", "10"], words):
+        marks = write_ten_classes(tmp_path / names[0], names)
+        with pytest.raises(ValueError, match=r"0 1 2 .* and (1 2|eight five) "):
+            evaluate(digits, load_folder(marks).test)
+
+    as_digits = load_folder(write_ten_classes(tmp_path / "digits", "0123456789"))
+    assert len(evaluate(digits, as_digits.test).labels) == 10
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3), (4, 4, 4), (5, 5, 5), (40, 3, 7)])
+def test_load_folder_puts_each_class_in_each_of_the_three_sets(tmp_path, counts):
+    folder = write_shapes(tmp_path / "marks", classes=("a", "b", "c"), count=max(counts))
+    for name, count in zip("abc", counts, strict=True):
+        for picture in sorted((folder / name).iterdir())[count:]:
+            picture.unlink()
+
+    for seed in (0, 1):
+        splits = load_folder(folder, seed)
+        parts = [splits.train, splits.validation, splits.test]
+        per_class = torch.stack([part.labels.bincount(minlength=3) for part in parts])
+        assert per_class.min() >= 1
+        assert per_class.sum(0).tolist() == list(counts)
+
+
 def test_load_folder_reads_train_and_test_folders(tmp_path):
     write_shapes(tmp_path / "marks" / "train", count=12)
     write_shapes(tmp_path / "marks" / "test", count=2)
@@ -66,6 +114,32 @@ def test_load_folder_refuses_other_classes_in_test(tmp_path):
 
     with pytest.raises(ValueError, match="squares in test"):
         load_folder(tmp_path / "marks")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("", ValueError, "empty"), ("none", FileNotFoundError, "none: check")],
+)
+def test_load_folder_refuses_a_name_without_a_folder(name, error, message):
+    with pytest.raises(error, match=message):
+        load_folder(name)
+
+
+def test_load_folder_refuses_an_archive(tmp_path):
+    archive = tmp_path / "marks.zip"
+    archive.write_bytes(b"PK")
+    with pytest.raises(NotADirectoryError, match="unpack"):
+        load_folder(archive)
+
+
+def test_load_folder_refuses_pictures_beside_the_classes(tmp_path):
+    folder = write_shapes(tmp_path / "marks", count=3)
+    (folder / "notes.txt").write_text("no picture")
+    load_folder(folder)
+
+    (folder / "rings" / "a picture 0.png").rename(folder / "lost.PNG")
+    with pytest.raises(ValueError, match=r"lost\.PNG"):
+        load_folder(folder)
 
 
 @pytest.mark.parametrize(("classes", "message"), [(("a",), "1 found"), (("a", "b"), "2 pictures")])

@@ -36,7 +36,7 @@ def record() -> dict:
 def test_record_is_counted_again_from_the_weights(record, script, everything):
     sets = {"43 people in Turkey, 8x8 pixels": script.scikit_learn_digits()}
     if everything:
-        sets["photos of one person's digits"] = script.rendered_photos()
+        sets["drawn digits like one person's"] = script.rendered_photos()
         sets.update(fonts.font_digits(1))
         assert sets.keys() == record["images"].keys()
 

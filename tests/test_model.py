@@ -61,3 +61,15 @@ def test_predict_proba_takes_images_of_each_shape(shape):
 def test_predict_proba_refuses_images_that_it_cannot_take(images, error, remedy):
     with pytest.raises(error, match=remedy):
         EnhancedNet().predict_proba(images)
+
+
+def test_predict_proba_warns_of_images_that_are_not_normalised():
+    with pytest.warns(UserWarning, match="normalised"):
+        EnhancedNet().predict_proba(torch.rand(5, 784))
+
+
+def test_predict_proba_refuses_what_is_no_number():
+    model = EnhancedNet()
+    model.layer2.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        model.predict_proba(torch.randn(5, 784))

@@ -1,6 +1,8 @@
 """mnist_mlp.notebook: a wrong parameter stops early, outputs keep apart, runs are compared."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -14,10 +16,15 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
-from mnist_mlp import EnhancedNet, History, Recipe, Splits, compare, evaluate, load, notebook
+from mnist_mlp import EnhancedNet, History, Recipe, Splits, compare, evaluate, fit, load, notebook
+from mnist_mlp.data import ImageDataset
 from mnist_mlp.evaluation import Evaluation
 
-DIFFERENCE = "difference to the first run, in points [95%]"
+# Small parts of MNIST make an epoch of one step.
+pytestmark = pytest.mark.filterwarnings("ignore:batch_size is")
+
+RECIPE = Recipe()
+DIFFERENCE = "difference to the first complete run, in points [95%]"
 
 
 def evaluation_with(n_correct: int) -> Evaluation:
@@ -59,6 +66,25 @@ def test_check_parameters_refuses_unknown_name(shell, name, is_known, tmp_path, 
             result.raise_error()
 
 
+@pytest.mark.parametrize("between", ["other = 1", "half a line ="], ids=["valid", "invalid"])
+def test_check_parameters_knows_them_after_other_cells(shell, between, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    for source in ("epochs = 45", between, "# Parameters\nepochs = 2\n"):
+        shell.run_cell(source, store_history=True)
+
+    source = "from mnist_mlp import notebook\nnotebook.check_parameters()"
+    shell.run_cell(source, store_history=True).raise_error()
+
+
+def test_check_parameters_runs_in_a_plain_script(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    script = "from mnist_mlp import notebook; notebook.check_parameters()"
+
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 # Output files
 
 
@@ -86,19 +112,121 @@ def test_check_parameters_refuses_folder_it_cannot_write(folder, tmp_path, monke
         notebook.check_parameters()
 
 
-def test_outputs_name_files_by_recipe_and_data_set():
+def test_output_path_tries_what_a_writer_needs(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError("no file may be replaced here")
+
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    monkeypatch.setattr("os.replace", refuse)
+
+    with pytest.raises(OSError, match="cannot be written"):
+        notebook.output_path("models/net.pth")
+
+
+class WithDropout(EnhancedNet):
+    """A network with the same layers and name as the published one, but with dropout."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.1, self.training)
+
+
+WithDropout.__name__ = WithDropout.__qualname__ = "EnhancedNet"
+
+
+@pytest.fixture
+def few_mnist(small_mnist, monkeypatch) -> Splits:
+    """A small data set in the place of MNIST's files."""
+    monkeypatch.setenv("MNIST_ROOT", str(small_mnist))
+    return load("mnist")
+
+
+def half(dataset: ImageDataset) -> ImageDataset:
+    return dataset.subset(torch.arange(len(dataset) // 2))
+
+
+def train_briefly(splits, recipe=RECIPE, network=EnhancedNet, weights_seed=0, **functions):
+    """The history of a training: one epoch, counted as if it were all epochs of the recipe."""
+    torch.manual_seed(weights_seed)
+    model = network(len(splits.train.classes))
+    history = fit(
+        model,
+        splits.train,
+        splits.validation,
+        recipe,
+        on_epoch=lambda history: True,
+        progress=False,
+        **functions,
+    )
+    history.epochs *= recipe.epochs
+    history.stopped = ""
+    return history
+
+
+def test_outputs_are_published_only_for_the_published_training(few_mnist):
+    published = train_briefly(few_mnist)
+    torch.manual_seed(5)  # what the user does between must not matter, and must not be disturbed
+    random_state = torch.get_rng_state()
+
+    outputs = notebook.Outputs(few_mnist, published)
+
+    assert outputs.published
+    assert outputs.suffix == ""
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": Recipe(elastic_strength=0.0)},
+        {"network": WithDropout},
+        {"weights_seed": 1},
+        {"loss_fn": torch.nn.MultiMarginLoss()},
+        {"augment": lambda images, generator: images},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_outputs_of_another_training_are_tweaked(few_mnist, change):
+    outputs = notebook.Outputs(few_mnist, train_briefly(few_mnist, **change))
+
+    assert not outputs.published
+    assert outputs.suffix == "-tweaked"
+
+
+def test_outputs_of_further_trained_weights_are_tweaked(few_mnist):
+    model = EnhancedNet()
+    model.layer5.bias.data += 1
+
+    history = train_briefly(few_mnist, network=lambda classes: model)
+
+    assert not notebook.Outputs(few_mnist, history).published
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_outputs_of_part_of_mnist_are_tweaked(few_mnist, part):
+    part_of_mnist = replace(few_mnist, **{part: half(getattr(few_mnist, part))})
+
+    outputs = notebook.Outputs(part_of_mnist, train_briefly(part_of_mnist))
+
+    assert outputs.suffix == "-tweaked"
+
+
+def test_outputs_of_an_incomplete_training_are_tweaked(few_mnist):
+    history = train_briefly(few_mnist)
+    outputs = notebook.Outputs(few_mnist, history)
+    assert outputs.published
+
+    history.epochs.pop()  # as after an interrupt, or after a loss that diverged
+
+    assert outputs.suffix == "-tweaked"
+
+
+def test_outputs_of_another_data_set_have_its_name():
     digits = load("digits")
-    fake_mnist = Splits("mnist", digits.train, digits.validation, digits.test)
-    cases = [
-        (fake_mnist, History(Recipe()), ""),
-        (fake_mnist, History(Recipe(), stopped="after epoch 2 of 45"), "-tweaked"),
-        (fake_mnist, History(Recipe(elastic_strength=0.0)), "-tweaked"),
-        (digits, History(Recipe()), "-digits"),
-    ]
-    for splits, history, suffix in cases:
-        outputs = notebook.Outputs(splits, history)
-        assert outputs.suffix == suffix
-        assert outputs.published == (suffix == "")
+
+    outputs = notebook.Outputs(digits, History(Recipe()))
+
+    assert outputs.suffix == "-digits"
+    assert not outputs.published
 
 
 def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
@@ -123,7 +251,6 @@ def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
     expected = {
         "recipe": Recipe(epochs=2).asdict(),
         "dataset": "digits",
-        "classes": [*"0123456789"],
         "precision": "float32",
         "best_epoch": 1,
         "epochs_done": 2,
@@ -133,6 +260,25 @@ def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
         "test_images": 360,
     }
     assert {name: card[name] for name in expected} == expected
+
+
+def test_card_names_own_functions_in_the_place_of_the_recipes(few_mnist, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    model = EnhancedNet()
+    history = train_briefly(
+        few_mnist,
+        Recipe(learning_rate=0.1),
+        network=lambda classes: model,
+        optimizer=torch.optim.SGD,
+        loss_fn=torch.nn.MultiMarginLoss(),
+    )
+
+    path = notebook.Outputs(few_mnist, history).save_model(model, evaluate(model, few_mnist.test))
+
+    recipe = json.loads(path.with_suffix(".json").read_bytes())["recipe"]
+    assert "SGD" in recipe["optimizer"]
+    assert "MultiMarginLoss" in recipe["loss_fn"]
+    assert recipe["learning_rate"] == 0.1
 
 
 def test_banner_warns_of_anything_but_mnist():
@@ -148,17 +294,32 @@ def test_banner_warns_of_anything_but_mnist():
 # The log of runs
 
 
-def add_run(log: notebook.RunLog, recipe: Recipe, n_correct=950, dataset="mnist", stopped=""):
-    history = History(recipe, epochs=[{"seconds": 2.0}], stopped=stopped)
-    log.add(dataset, history, evaluation_with(n_correct))
+def splits_named(name: str, seed: int = 0) -> Splits:
+    """Splits of random images with this name."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (20, 28, 28), generator=generator, dtype=torch.uint8)
+    dataset = ImageDataset(images, torch.arange(20) % 10)
+    return Splits(name, dataset, dataset, dataset)
+
+
+MNIST = splits_named("mnist")
+DIGITS = splits_named("digits", seed=1)
+
+
+def add_run(log, recipe=RECIPE, n_correct=950, splits=MNIST, done=None, **identity):
+    """Add a run of which `done` epochs are trained; None: all."""
+    n_epochs = recipe.epochs if done is None else done
+    history = History(recipe, epochs=[{"seconds": 0.5}] * n_epochs)
+    history.identity = {**recipe.asdict(), "data (SHA-256)": splits.name, **identity}
+    log.add(splits, history, evaluation_with(n_correct))
     return history
 
 
 def test_run_log_names_run_by_changed_fields():
     log = notebook.RunLog()
-    first = add_run(log, Recipe())
+    first = add_run(log)
     second = add_run(log, Recipe(seed=1))
-    third = add_run(log, Recipe(epochs=2, schedule="constant"), dataset="digits")
+    third = add_run(log, Recipe(epochs=2, schedule="constant"), splits=DIGITS)
 
     expected = {
         "run 1": first,
@@ -169,36 +330,73 @@ def test_run_log_names_run_by_changed_fields():
     assert list(log.table().index) == list(expected)
 
 
+def test_run_log_tells_trainings_with_equal_recipes_apart(few_mnist):
+    changes = [
+        ({}, ""),
+        ({"weights_seed": 1}, "other initial weights"),
+        ({"network": WithDropout}, "other network"),
+        ({"loss_fn": torch.nn.MultiMarginLoss()}, "loss_fn=MultiMarginLoss"),
+        ({"splits": replace(few_mnist, train=half(few_mnist.train))}, "other data"),
+    ]
+    log = notebook.RunLog()
+    for change, _ in changes:
+        change = {"splits": few_mnist, **change}
+        history = train_briefly(**change)
+        log.add(change["splits"], history, evaluation_with(950))
+
+    names = list(log.histories())
+
+    expected = ["run 1"]
+    for number, (_, difference) in enumerate(changes[1:], start=2):
+        expected.append(f"run {number} ({difference})")
+    assert names == expected
+
+
 def test_run_log_compares_each_run_with_first_on_its_data():
     log = notebook.RunLog()
     add_run(log, Recipe(seed=0), 950)
     add_run(log, Recipe(seed=1), 980)
     add_run(log, Recipe(seed=2), 951)
     add_run(log, Recipe(seed=3), 900)
-    add_run(log, Recipe(seed=0), 900, dataset="digits")
-    add_run(log, Recipe(seed=1), 990, dataset="digits")
+    add_run(log, Recipe(seed=0), 900, DIGITS)
+    add_run(log, Recipe(seed=1), 990, DIGITS)
+    add_run(log, Recipe(seed=2), 990, splits_named("digits", seed=2))  # other validation images
 
     table = log.table()
 
-    verdicts = ["", "better", "no significant difference", "worse", "", "better"]
+    verdicts = ["", "better", "no significant difference", "worse", "", "better", ""]
     assert list(table["verdict"]) == verdicts
     assert table["validation accuracy"].iloc[1] == "98.00%"
     expected = compare(evaluation_with(950).correct, evaluation_with(980).correct)
     assert table[DIFFERENCE].iloc[1] == str(expected)
-    assert table[["epochs", "seconds"]].iloc[1].tolist() == [1, "2"]
+    assert table[["epochs", "seconds"]].iloc[1].tolist() == [45, "22"]
 
 
 def test_run_log_replaces_equal_run_but_keeps_stopped_one():
     log = notebook.RunLog()
     add_run(log, Recipe(epochs=9), 950)
     add_run(log, Recipe(epochs=9), 960)
-    add_run(log, Recipe(epochs=9), 940, stopped="after epoch 1 of 9")
+    add_run(log, Recipe(epochs=9), 940, done=1)
 
     assert list(log.histories()) == ["run 1", "run 2 (epochs=1 of 9)"]
     assert list(log.table()["validation accuracy"]) == ["96.00%", "94.00%"]
 
     log.clear()
     assert log.histories() == {}
+
+
+def test_run_log_compares_with_the_first_complete_run():
+    log = notebook.RunLog()
+    add_run(log, Recipe(epochs=9), 700, done=1)
+    add_run(log, Recipe(epochs=9), 950)
+    add_run(log, Recipe(epochs=9, seed=1), 980)
+
+    table = log.table()
+
+    assert list(table.index) == ["run 1 (epochs=1 of 9)", "run 2", "run 3 (seed=1)"]
+    assert list(table["verdict"]) == ["worse", "", "better"]
+    expected = compare(evaluation_with(950).correct, evaluation_with(980).correct)
+    assert table[DIFFERENCE].iloc[2] == str(expected)
 
 
 def test_comparison_table_compares_models_on_each_data_set():
@@ -216,29 +414,34 @@ def test_comparison_table_compares_models_on_each_data_set():
 # Live curves, which need a kernel
 
 
-def curves_cell(epochs: int, share: float, earlier: str = "{}"):
-    """A cell that shows the curves of a training of four epochs."""
-    return nbformat.v4.new_code_cell(f"""
+def curves_cell(epochs: int, pause: float = 0.0, end: str = "", earlier: str = "{}"):
+    """A cell that shows the curves of a training of four epochs.
+
+    Args:
+        epochs: How many epochs are trained.
+        pause: The shortest time between two drawings, in seconds.
+        end: The last line of the cell.
+        earlier: The earlier runs.
+    """
+    source = f"""
 from mnist_mlp import History, Recipe, notebook
 
-notebook.DRAWING_SHARE = {share}
+notebook.SECONDS_BETWEEN_DRAWINGS = {pause}
+notebook.DRAWING_SHARE = 1e9
 epoch = {{"loss": 1.0, "accuracy": 0.5, "validation_loss": 0.9, "validation_accuracy": 0.6}}
 history = History(Recipe(epochs=4))
 watch = notebook.live_curves({earlier})
 for _ in range({epochs}):
     history.epochs.append(epoch)
     watch(history)
-""")
+{end}
+"""
+    return nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"]})
 
 
-def test_live_curves_are_drawn_until_training_is_complete():
-    cells = [
-        curves_cell(2, share=10.0),  # interrupted
-        curves_cell(2, share=10.0, earlier='{"earlier": History(Recipe(), epochs=[epoch] * 4)}'),
-        curves_cell(4, share=10.0),  # complete
-        curves_cell(3, share=0.0),  # the first figure has used up the time for drawing
-    ]
-    n_drawn = [0, 0, 0, 0]
+def run_curves(*cells) -> list[tuple[int, str | None]]:
+    """Run the cells; return for each one how often it has drawn, and the figure that stays."""
+    n_drawn = [0] * len(cells)
 
     class CountingClient(NotebookClient):
         def process_message(self, msg, cell, cell_index):
@@ -246,15 +449,44 @@ def test_live_curves_are_drawn_until_training_is_complete():
                 n_drawn[cell_index] += "image/png" in msg["content"]["data"]
             return super().process_message(msg, cell, cell_index)
 
-    CountingClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3").execute()
+    document = nbformat.v4.new_notebook(cells=list(cells))
+    CountingClient(document, kernel_name="python3").execute()
+    figures = [cell.outputs[0].data.get("image/png") for cell in cells]
+    return list(zip(n_drawn, figures, strict=True))
 
-    assert n_drawn == [2, 2, 3, 1]
-    interrupted, with_earlier, complete, last = [
-        output.data.get("image/png") for cell in cells for output in cell.outputs
-    ]
-    assert interrupted != with_earlier
-    assert complete is None
-    assert last is not None
+
+def test_live_curves_are_drawn_until_training_is_complete():
+    earlier = '{"earlier": History(Recipe(epochs=4), epochs=[epoch] * 4)}'
+
+    alone, with_earlier, complete = run_curves(
+        curves_cell(2), curves_cell(2, earlier=earlier), curves_cell(4)
+    )
+
+    assert alone[0] == with_earlier[0] == 2
+    assert alone[1] != with_earlier[1]
+    assert complete == (3, None)
+
+
+def test_live_curves_show_all_epochs_after_an_interrupt():
+    stop = "raise KeyboardInterrupt"
+
+    one_epoch, two_epochs, interrupted, interrupted_at_once = run_curves(
+        curves_cell(1),
+        curves_cell(2),
+        curves_cell(2, pause=1000.0, end=stop),
+        curves_cell(1, pause=1000.0, end=stop),
+    )
+
+    assert interrupted == (2, two_epochs[1])
+    assert interrupted_at_once == (1, one_epoch[1])
+    assert one_epoch[1] != two_epochs[1]
+
+
+def test_live_curves_are_drawn_at_most_once_per_pause():
+    frequent, rare = run_curves(curves_cell(4), curves_cell(4, pause=1000.0))
+
+    assert frequent[0] == 3
+    assert rare == (1, None)
 
 
 def test_live_curves_are_silent_outside_a_notebook(capsys):

@@ -5,20 +5,22 @@ import json
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import papermill
 import pytest
+import torch
 from helpers import ROOT, assert_same_picture, code_cells, skip_unless_published, visible
 from nbclient import NotebookClient
 from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from mnist_lab import figures
 from mnist_lab.handwriting.folder import load_folder
 from mnist_lab.handwriting.synthetic import write_samples
-from mnist_mlp import EnhancedNet, History, Recipe, evaluate, load_weights, plots
-from mnist_mlp.notebook import Outputs
+from mnist_mlp import EnhancedNet, Recipe, evaluate, load, load_weights, notebook, plots
 
 FOLDER = ROOT / "notebooks"
 MAIN = FOLDER / "Handwritten-Digits-Classifier.ipynb"
@@ -62,15 +64,15 @@ def sections(path) -> dict[str, list]:
 
 @for_each_notebook
 def test_committed_outputs_are_one_clean_run(path):
-    notebook = read(path)
-    cells = code_cells(notebook)
+    document = read(path)
+    cells = code_cells(document)
     outputs = [output for cell in cells for output in cell.outputs]
 
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    assert "widgets" not in notebook.metadata
-    assert "papermill" not in notebook.metadata
+    assert "widgets" not in document.metadata
+    assert "papermill" not in document.metadata
     assert "NOT MNIST" not in str(cells)
 
 
@@ -131,10 +133,10 @@ def test_main_figures_are_those_of_published_weights(mnist, tmp_path, monkeypatc
     model = load_weights(EnhancedNet(), ROOT / "models" / "enhanced_model.pth")
     variables = {
         "splits": mnist,
-        "data_name": "MNIST",
+        "model_name": "MNIST",
         "classes": mnist.train.classes,
         "test": evaluate(model, mnist.test),
-        "outputs": Outputs(mnist, History(Recipe())),
+        "outputs": SimpleNamespace(save_figure=notebook.save_figure),
     }
 
     plots.use_style()
@@ -174,16 +176,16 @@ def results(cell) -> list:
 def main_run(tmp_path_factory):
     """The main notebook, executed with papermill's parameters; its live client; its outputs."""
     folder = tmp_path_factory.mktemp("outputs")
-    notebook = parameterize_notebook(load_notebook_node(str(MAIN)), PARAMETERS)
+    document = parameterize_notebook(load_notebook_node(str(MAIN)), PARAMETERS)
     client = NotebookClient(
-        notebook, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+        document, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MNIST_MLP_OUTPUT", str(folder))
         with client.setup_kernel():
-            for index, cell in enumerate(notebook.cells):
+            for index, cell in enumerate(document.cells):
                 client.execute_cell(cell, index)
-            yield notebook, client, folder
+            yield document, client, folder
 
 
 def test_main_uses_every_parameter(main_run):
@@ -195,9 +197,9 @@ def test_main_uses_every_parameter(main_run):
 
 
 def test_main_cells_run_again_in_any_order_with_same_results(main_run):
-    notebook, client, _ = main_run
+    document, client, _ = main_run
     cells = []
-    for index, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(document.cells):
         if cell.cell_type == "code" and "parameters" not in str(cell.metadata.tags):
             cells.append((index, cell))
     compared = [(index, cell) for index, cell in cells if not is_ignored(cell)]
@@ -215,7 +217,166 @@ def test_main_cells_run_again_in_any_order_with_same_results(main_run):
             assert results(cell) == first_results[index], cell.source
 
 
+# What single cells do
+
+
+def cell_with(path, piece):
+    """The only code cell that has this piece in its source."""
+    found = [cell for cell in code_cells(read(path)) if piece in cell.source]
+    assert len(found) == 1, piece
+    return found[0]
+
+
+def main_variables(splits, **variables) -> dict:
+    """The variables of the main notebook before its section on experiments."""
+    names = {"splits": splits, "data_name": "DIGITS", "classes": splits.train.classes}
+    names |= {"epochs": 1, "recipe": Recipe(epochs=1), "network_class": EnhancedNet, **variables}
+    exec(sections(MAIN)["Imports"][0].source, names)
+    return names
+
+
+def test_main_experiment_changes_one_value():
+    tree = ast.parse(cell_with(MAIN, "tweak = {").source)
+
+    tweaks = [s.value for s in tree.body if ast.unparse(s).startswith("tweak = ")]
+    assert [len(tweak.keys) for tweak in tweaks] == [1]
+
+
+def test_main_experiment_with_another_seed_has_other_weights():
+    names = main_variables(load("digits"))
+    source = cell_with(MAIN, "tweak = {").source
+    lines = source.splitlines()
+    lines[0] = 'tweak = {"seed": seed}'
+
+    weights = []
+    for seed in (0, 0, 1):
+        names["seed"] = seed
+        exec("\n".join(lines), names)
+        weights.append(names["tweaked_history"].identity["initial weights (SHA-256)"])
+
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_main_table_and_figure_of_runs_are_one_cell():
+    assert "training_metrics(" in cell_with(MAIN, "runs.table()").source
+
+
+def test_main_outputs_belong_to_the_training_of_the_same_cell():
+    source = cell_with(MAIN, "history = fit(model").source
+    assert source.index("history = History(") < source.index("outputs = notebook.Outputs(")
+    assert source.index("outputs = notebook.Outputs(") < source.index("history = fit(")
+
+
+def test_main_titles_say_where_a_training_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+
+    def interrupt(history):
+        if len(history.epochs) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebook, "live_curves", lambda earlier: interrupt)
+    monkeypatch.setattr(notebook, "runs", notebook.RunLog())
+    names = main_variables(load("digits"), recipe=Recipe(epochs=4), seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        exec(cell_with(MAIN, "history = fit(model").source, names)
+
+    exec(cell_with(MAIN, "runs.add(splits, history, validation)").source, names)
+    exec(cell_with(MAIN, "plots.training_metrics({").source, names)
+    titles = [plots.plt.gcf().get_suptitle()]
+    for cell in sections(MAIN)["The test set"]:
+        before = plots.plt.get_fignums()
+        exec(cell.source, names)
+        if plots.plt.get_fignums() != before:
+            titles.append(plots.plt.gcf().axes[0].get_title())
+
+    assert len(titles) == 4
+    for title in titles:
+        assert "stopped in epoch 3 of 4" in title
+
+
+def test_learned_checks_claim_nothing_of_maps_without_captum(capsys):
+    names = {"maps": {}, "kept": {"at random": 0.9}, "favourite": 0.4, "misled": 0.7}
+    names |= {"torch": torch, "filters": torch.rand(5, 28, 28)}
+    names["probes"] = {"pixels": 0.9, "layer1": 0.97, "layer2": 0.98, "layer3": 0.985}
+
+    exec(sections(WHAT_LEARNED)["Checks"][0].source, names)
+
+    assert "of a map" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [WHAT_LEARNED, FURTHER], ids=lambda path: path.stem)
+def test_notebook_on_records_of_mnist_refuses_other_data(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    names = {"dataset": "digits", "weights": "models/enhanced_model_best.pth", "recompute": ""}
+    exec(sections(path)["Imports"][0].source, names)
+
+    with pytest.raises(AssertionError, match="MNIST"):
+        exec(cell_with(path, "splits = load(dataset)").source, names)
+
+
 # The other notebooks
+
+
+@pytest.mark.parametrize("corrections", [None, {}], ids=["not looked at", "all right"])
+def test_own_digits_reads_one_picture_per_digit(corrections, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path / "out"))
+    shown = []
+    monkeypatch.setattr(figures, "input_pairs", lambda photos, images, names: shown.append(names))
+    inbox = tmp_path / "photos"
+    write_samples(inbox, each=1)
+
+    names = {}
+    for cell in code_cells(read(OWN_DIGITS)):
+        exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names.update(dataset="digits", pictures=str(inbox), corrections=corrections)
+
+    text = capsys.readouterr().out
+    assert names["obstacle"]
+    assert text.count(names["obstacle"]) == 4  # said at once, and in place of each training cell
+    assert "tuned" not in names
+    assert not (tmp_path / "out" / "models" / "enhanced_model-own-hand.pth").exists()
+    assert names["reader"] is names["model"]
+    assert len(names["digits"]) == 8  # section 9 still runs
+    counts = "of 10 wrong" in text
+    assert counts == (corrections is not None)
+
+    if corrections is None:
+        assert names["labels"] is None
+        confidence = names["confidence"][names["shown"]]
+        assert len(confidence) == len(shown[-1]) == 10
+        assert torch.equal(confidence, confidence.sort().values)
+
+
+def test_own_digits_shows_every_error_if_labels_are_known(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "input_pairs", lambda photos, images, names: shown.extend(names))
+    labels = ["1"] * 70 + ["2"] * 30
+    own = SimpleNamespace(
+        labels=lambda predicted, corrections: labels,
+        obstacle_to_training=lambda labels: "",
+        photos=lambda indices: [],
+        images=torch.zeros(100, 28, 28),
+    )
+    names = {"own": own, "figures": figures, "plt": plots.plt, "corrections": {}}
+    names |= {"predicted": torch.full((100,), 2), "confidence": torch.rand(100)}
+    names["names"] = [f"{i}.jpg" for i in range(100)]
+
+    exec(cell_with(OWN_DIGITS, "labels = own.labels").source, names)
+
+    assert shown == ["1, predicted 2"] * 70
+
+
+def test_own_digits_measures_forgetting_on_images_never_trained_on():
+    digits = load("digits")
+    names = {"obstacle": "", "reference": digits, "mine": digits, "evaluate": evaluate}
+    names |= {"notebook": notebook, "display": print}
+    names |= {"model": EnhancedNet(), "tuned": EnhancedNet()}
+
+    exec(cell_with(OWN_DIGITS, "test_sets = {").source, names)
+
+    assert names["test_sets"]["digits"] is digits.test
+    assert torch.equal(names["after"]["digits"].labels, digits.test.labels)
 
 
 @pytest.mark.campaign
@@ -269,21 +430,61 @@ def test_nbval_without_mnist_skips_or_fails(required, outcome, tmp_path, monkeyp
         conftest["collect_if_comparable"]("A-Notebook.ipynb", collect=list)
 
 
+def write_notebook(path, *sources) -> None:
+    """Write a notebook whose first cell holds the parameters."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    document = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(document, path)
+
+
+def execute(path) -> subprocess.CompletedProcess:
+    command = [sys.executable, FOLDER / "execute.py", path]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_execute_passes_the_data_set_on_as_it_is_written(tmp_path):
+    path = tmp_path / "book.ipynb"
+    source = "from mnist_mlp import load\nprint(load(dataset).name)"
+    write_notebook(path, 'dataset = "digits"', source)
+
+    process = execute(path)
+
+    assert process.returncode == 0, process.stderr
+    executed = code_cells(read(tmp_path / "book-digits.ipynb"))
+    assert printed(executed) == "digits\n"
+    assert [cell.source for cell in executed] == ['dataset = "digits"', source]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    ['dataset = "/a/folder/of/mine"', 'dataset = "a_folder"', "dataset = str(1)", "epochs = 1"],
+)
+def test_execute_says_in_one_line_what_is_wrong_with_the_data_set(
+    parameters, tmp_path, monkeypatch
+):
+    path = tmp_path / "book.ipynb"
+    write_notebook(path, parameters)
+    main = runpy.run_path(str(FOLDER / "execute.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["execute.py", str(path)])
+
+    with pytest.raises(SystemExit, match="expected") as stop:
+        main()
+
+    assert "\n" not in stop.value.code
+    assert visible(tmp_path) == ["book.ipynb"]
+
+
 def test_execute_leaves_file_unchanged_if_a_cell_fails(tmp_path):
     path = tmp_path / "broken.ipynb"
-    tags = {"tags": ["parameters"]}
-    cells = [
-        nbformat.v4.new_code_cell('dataset = "digits"', metadata=tags),
-        nbformat.v4.new_markdown_cell("## A title"),
-        nbformat.v4.new_code_cell("1 / 0"),
-    ]
-    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(notebook, path)
+    write_notebook(path, 'dataset = "digits"', "1 / 0")
+    document = read(path)
+    document.cells.insert(1, nbformat.v4.new_markdown_cell("## A title"))
+    nbformat.write(document, path)
     content = path.read_bytes()
 
-    command = [sys.executable, FOLDER / "execute.py", path]
-    process = subprocess.run(command, capture_output=True, text=True)
+    process = execute(path)
 
     assert process.returncode
     assert "A title" in process.stdout

@@ -1,5 +1,9 @@
 """Each figure shows the numbers and pictures that it was given."""
 
+import math
+from itertools import combinations
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,39 @@ from matplotlib.colors import to_hex
 from mnist_mlp import plots
 from mnist_mlp.evaluation import Evaluation
 from mnist_mlp.recipe import History, Recipe
+
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def overlapping(texts) -> list[tuple[str, str]]:
+    """The pairs of drawn texts that overlap. All are upright, or all have the same slant."""
+    figure = texts[0].figure
+    figure.canvas.draw()
+    slant = math.radians(texts[0].get_rotation())
+
+    pairs = []
+    for one, other in combinations(texts, 2):
+        if slant:
+            # Parallel lines that begin side by side: their distance must be a line's height.
+            x, other_x = (
+                text.get_transform().transform(text.get_position())[0] for text in (one, other)
+            )
+            is_overlapping = abs(x - other_x) * math.sin(slant) < one.get_size() * figure.dpi / 72
+        else:
+            is_overlapping = one.get_window_extent().overlaps(other.get_window_extent())
+        if is_overlapping:
+            pairs.append((one.get_text(), other.get_text()))
+    return pairs
+
+
+@pytest.fixture
+def style():
+    with plt.style.context("default"):
+        plots.use_style()
+        yield
 
 
 def test_sample_grid_draws_each_image_under_its_caption():
@@ -38,6 +75,49 @@ def test_class_balance_draws_the_share_of_each_class():
     centres = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
     assert [round(centre) for centre in centres] == [0, 1, 2, 0, 1, 2]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["train (4)", "test (2)"]
+
+
+@pytest.mark.parametrize("n_more", [0, 7, 100])
+def test_class_balance_labels_each_tick_with_its_value(n_more, style):
+    labels = {"train": torch.cat([torch.arange(10).repeat(50), torch.zeros(n_more).long()])}
+
+    ax = plots.class_balance(labels, [*"0123456789"])
+    ax.figure.canvas.draw()
+
+    values = [100 * tick for tick in ax.get_yticks()]
+    written = [float(label.get_text().removesuffix("%")) for label in ax.get_yticklabels()]
+    assert written == pytest.approx(values, abs=1e-6)
+
+
+def test_long_class_names_do_not_overlap(style):
+    labels = {"train": torch.arange(10)}
+    logits = torch.eye(10)
+    evaluation = Evaluation(logits, torch.arange(10).roll(1), CLOTHES)
+
+    balance = plots.class_balance(labels, CLOTHES)
+    matrix = plots.confusion_matrix(evaluation.confusion, CLOTHES)
+    bars = plots.probabilities(torch.zeros(28, 28), logits[0], CLOTHES)
+    gallery = plots.misclassified_gallery(evaluation, torch.zeros(10, 28, 28))
+
+    for ax in (balance, matrix, bars):
+        assert [label.get_text() for label in ax.get_xticklabels()] == list(CLOTHES)
+        assert overlapping(ax.get_xticklabels()) == []
+    assert overlapping(gallery.texts) == []
+    words = gallery.texts[0].get_text().split()
+    assert words[:-1] == f"{CLOTHES[evaluation.labels[0]]} → {CLOTHES[0]}".split()
+
+
+def test_training_metrics_shows_a_single_epoch_and_those_to_come():
+    epoch = {"loss": 1.0, "accuracy": 0.5, "validation_loss": 0.9, "validation_accuracy": 0.6}
+
+    axes = plots.training_metrics({"a": History(Recipe(epochs=9), epochs=[epoch])})
+
+    for ax in axes:
+        drawn = [line for line in ax.lines if len(line.get_xdata())]
+        assert len(drawn) == 2
+        assert "None" not in [line.get_marker() for line in drawn]
+        left, right = ax.get_xlim()
+        assert left < 1 < 9 < right
 
 
 def test_training_metrics_draws_each_run_on_both_axes():

@@ -219,12 +219,67 @@ def test_fit_refuses_a_checkpoint_of_another_function(toy, tmp_path, argument, s
     assert_refused(path, argument, dropout_net(), *toy, **{argument: other})
 
 
-def test_fit_refuses_a_lambda_with_a_checkpoint(toy, tmp_path):
-    """Its name does not tell it from any other lambda."""
-    path = tmp_path / "run.pt"
+def weighted(weight):
+    """Return a loss whose name does not depend on the weight."""
 
-    with pytest.raises(ValueError, match="augment must be a named function"):
-        fit(dropout_net(), *toy, RECIPE, checkpoint=path, augment=lambda images, generator: images)
+    def loss(logits, labels):
+        return weight * nn.functional.cross_entropy(logits, labels)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("same", "saved", "other"),
+    [
+        (lambda images, generator: images, lambda images, generator: images, roll),
+        (weighted(2.0), weighted(2.0), weighted(3.0)),
+        (
+            nn.CrossEntropyLoss(torch.arange(1.0, 11.0)),
+            nn.CrossEntropyLoss(torch.arange(1.0, 11.0)),
+            nn.CrossEntropyLoss(torch.arange(2.0, 12.0)),
+        ),
+    ],
+    ids=["lambda", "enclosed value", "weights of an object"],
+)
+def test_functions_are_compared_by_what_they_compute(toy, tmp_path, same, saved, other):
+    path = tmp_path / "run.pt"
+    argument = "augment" if other is roll else "loss_fn"
+    stopped = {"checkpoint": path, "on_epoch": lambda history: True}
+    fit(dropout_net(), *toy, RECIPE, **stopped, **{argument: saved})
+
+    assert_refused(path, argument, dropout_net(), *toy, **{argument: other})
+    fit(dropout_net(), *toy, RECIPE, checkpoint=path, **{argument: same})
+
+
+def test_fit_refuses_a_checkpoint_of_an_edited_network(toy, checkpoint, monkeypatch):
+    """The layers and the initial weights are those of before."""
+
+    def forward(self, images):
+        hidden = self.norm(self.hidden1(images)).tanh()
+        return self.out(self.hidden2(hidden))
+
+    monkeypatch.setattr(DropoutNet, "forward", forward)
+
+    assert_refused(checkpoint, "network", dropout_net(), *toy)
+
+
+def test_fit_refuses_a_checkpoint_of_an_edited_loop(toy, checkpoint, monkeypatch):
+    monkeypatch.setattr("mnist_mlp.train.update_average", lambda *args, **kwargs: None)
+    assert_refused(checkpoint, "fit was", dropout_net(), *toy)
+
+
+def test_trainings_from_other_initial_weights_do_not_share_a_checkpoint(toy, checkpoint):
+    for seed in (1, 2, 3):
+        assert_refused(checkpoint, "initial weights", dropout_net(seed), *toy)
+
+
+def test_history_keeps_its_epochs_if_a_checkpoint_is_refused(toy, checkpoint):
+    history = fit(dropout_net(), *toy, RECIPE)
+    before = list(history.epochs)
+
+    assert_refused(checkpoint, "initial weights", dropout_net(1), *toy, history=history)
+
+    assert history.epochs == before
 
 
 # Files that are no checkpoint, are damaged, or cannot be written

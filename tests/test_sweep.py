@@ -9,15 +9,24 @@ import sys
 import time
 from threading import Thread, Timer
 
+import numpy as np
 import pytest
 import torch
-from helpers import not_on_windows
+from helpers import idx, not_on_windows
 from joblib import parallel_config
 
 from mnist_lab.research.convnet import ConvNet
 from mnist_lab.research.distillation import precompute_teacher_logits, save_distillation_sets
 from mnist_lab.research.strong_augment import strong_augment
-from mnist_lab.research.sweep import cluster, run_name, sweep, with_defaults
+from mnist_lab.research.sweep import (
+    cluster,
+    run_name,
+    sweep,
+    train_run,
+    training_files,
+    versions_of,
+    with_defaults,
+)
 from mnist_mlp import EnhancedNet, Recipe, fit, load, load_weights
 from mnist_mlp.augment import random_warp
 from mnist_mlp.data import concatenate
@@ -84,7 +93,8 @@ def test_sweep_trains_what_fit_trains(digits, tmp_path):
 
 def test_sweep_trains_on_all_images_strongly_augmented(digits, tmp_path):
     strengths = {"augment_strength": 0.7, "elastic_strength": 0.5, "disturbed_share": 0.5}
-    (record,) = sweep([{**QUICK, **strengths, "all_images": True}], tmp_path)
+    run = {**QUICK, **strengths, "all_images": True, "select": "last epoch"}
+    (record,) = sweep([run], tmp_path)
 
     def augment(images, generator):
         warped = random_warp(images, generator, 0.7, elastic=0.5)
@@ -92,7 +102,7 @@ def test_sweep_trains_on_all_images_strongly_augmented(digits, tmp_path):
 
     model = new_network()
     images = concatenate(digits.train, digits.validation)
-    recipe = Recipe(epochs=1, batch_size=64)
+    recipe = Recipe(epochs=1, batch_size=64, select="last epoch")
     history = fit(model, images, digits.validation, recipe, augment=augment, progress=False)
     assert_same_training(record, tmp_path, history, model)
     assert record["run"]["augment_strength"] == 0.7
@@ -101,7 +111,7 @@ def test_sweep_trains_on_all_images_strongly_augmented(digits, tmp_path):
 @pytest.mark.filterwarnings("ignore:after epoch")  # an untrained teacher teaches nothing
 def test_sweep_trains_a_student_on_teacher_logits(digits, tmp_path):
     sets = precompute_teacher_logits(digits.train, [EnhancedNet()], copies=2, progress=False)
-    save_distillation_sets(sets, tmp_path / "sets.pth")
+    save_distillation_sets(sets, digits.train, tmp_path / "sets.pth")
     student = {**QUICK, "epochs": 2, "augment_strength": 0.0}
     (record,) = sweep([{**student, "teacher_logits": str(tmp_path / "sets.pth")}], tmp_path)
 
@@ -145,17 +155,113 @@ def cut_off(path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-def change_version(path) -> None:
-    record = json.loads(path.read_bytes())
-    record["version"]["record"] += 1
-    path.write_text(json.dumps(record))
-
-
 def remove_weights(path) -> None:
     path.with_suffix(".pth").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut_off, change_version, remove_weights])
+def change_version(part: str):
+    """Return a function that makes a record one of another torch, other code or other data."""
+
+    def change(path) -> None:
+        record = json.loads(path.read_bytes())
+        record["version"][part] = "0.0"
+        path.write_text(json.dumps(record))
+
+    return change
+
+
+@pytest.mark.parametrize("part", ["torch", "code", "data"])
+def test_sweep_names_what_differs_and_trains_again(tmp_path, capsys, part):
+    (record,) = sweep([QUICK], tmp_path)
+    change_version(part)(tmp_path / f"{run_name(QUICK)}.json")
+    capsys.readouterr()
+
+    (new_record,) = sweep([QUICK], tmp_path)
+
+    assert without_times(new_record) == without_times(record)
+    printed = capsys.readouterr().out
+    assert [name for name in ("torch", "code", "data") if f"other {name}" in printed] == [part]
+
+
+def write_fashion(folder, seed: int) -> None:
+    """Write random images in the format of Fashion-MNIST."""
+    random = np.random.default_rng(seed)
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        images = random.integers(0, 100, (60, 28, 28), dtype=np.uint8)
+        labels = (np.arange(60) % 10).astype(np.uint8)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+@pytest.mark.filterwarnings("ignore:after epoch")  # random images teach nothing
+def test_sweep_finds_records_by_the_data_not_by_its_name(tmp_path, monkeypatch, capsys):
+    run = {"dataset": "fashion", "epochs": 2, "batch_size": 16, "augment_strength": 0.0}
+    for name, seed in (("a", 0), ("copy of a", 0), ("b", 1)):
+        write_fashion(tmp_path / name, seed)
+
+    def train(root: str, folder: str) -> dict:
+        monkeypatch.setenv("MNIST_ROOT", str(tmp_path / root))
+        (record,) = sweep([run], tmp_path / folder)
+        return record
+
+    first = train("a", "records")
+    same = train("copy of a", "records")
+    assert same == first
+    assert "other data" not in capsys.readouterr().out
+
+    second = train("b", "records")
+    afresh = train("b", "other records")
+    assert second["sha256"] == afresh["sha256"] != first["sha256"]
+    assert "other data" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:after epoch")  # an untrained teacher teaches nothing
+def test_sweep_trains_again_if_the_teacher_logits_changed(digits, tmp_path):
+    path = tmp_path / "sets.pth"
+    student = {**QUICK, "augment_strength": 0.0, "teacher_logits": str(path)}
+    weights = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sets = precompute_teacher_logits(digits.train, [EnhancedNet()], copies=1, progress=False)
+        save_distillation_sets(sets, digits.train, path)
+        (record,) = sweep([student], tmp_path)
+        weights.append(record["sha256"])
+
+    assert weights[0] != weights[1]
+
+
+def test_worker_with_other_data_trains_nothing():
+    run = with_defaults(QUICK)
+    version = versions_of({"run": run})["run"]
+
+    model, record = train_run(run, threads=1, version={**version, "data": "of another machine"})
+
+    assert model is None
+    assert "other data" in record["failed"]
+    assert record["version"] == version  # its own, so that the next sweep trains the run again
+
+
+def test_code_digest_covers_every_module_that_a_sweep_imports():
+    code = (
+        "import sys, mnist_lab.research.sweep as sweep\n"
+        "for name, module in sorted(sys.modules.items()):\n"
+        "    if name.startswith(('mnist_mlp.', 'mnist_lab.')) and module.__file__:\n"
+        "        print(module.__file__)"
+    )
+    command = [sys.executable, "-c", code]
+    imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+
+    covered = {str(path) for path in training_files()}
+    missing = {path for path in imported if path} - covered
+    assert {os.path.basename(path) for path in missing} <= {"__init__.py"}
+    assert len(imported) > 10
+
+
+@pytest.mark.parametrize("damage", [cut_off, remove_weights])
 def test_sweep_trains_again_if_the_record_cannot_be_used(tmp_path, capsys, damage):
     (record,) = sweep([QUICK], tmp_path)
     path = tmp_path / f"{run_name(QUICK)}.json"
@@ -175,23 +281,27 @@ def test_sweep_trains_again_if_the_record_cannot_be_used(tmp_path, capsys, damag
         ({"all_images": "no"}, TypeError),
         ({"disturbed_share": 1.5}, ValueError),
         ({"model": "Linear"}, ValueError),
+        ({"dataset": "auto"}, ValueError),
+        ({"dataset": None}, TypeError),
+        ({"elastic_strength": 0.5, "augment_strength": 0.0, "disturbed_share": 0.5}, ValueError),
+        ({"teacher_logits": "none.pth"}, FileNotFoundError),
     ],
 )
 def test_sweep_refuses_a_wrong_field_before_the_first_run(tmp_path, field, error):
-    with pytest.raises(error, match=next(iter(field))):
+    with pytest.raises(error, match=next(iter(field)).replace("_", ".")):
         sweep([QUICK, {**QUICK, **field}], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_sweep_records_failed_runs_and_goes_on(tmp_path, capsys):
     diverging = {**QUICK, "epochs": 2, "learning_rate": 1e6}
-    without_file = {**QUICK, "teacher_logits": str(tmp_path / "none.pth")}
-    runs = [diverging, without_file, QUICK]
+    without_teacher = {**QUICK, "distillation_temperature": 2.0}
+    runs = [diverging, without_teacher, QUICK]
 
     records = sweep(runs, tmp_path)
 
     assert "FloatingPointError" in records[0]["failed"]
-    assert "FileNotFoundError" in records[1]["failed"]
+    assert "distillation_temperature" in records[1]["failed"]
     assert len(records[2]["epochs"]) == 1
     printed = capsys.readouterr().out
     assert "2 of 3 runs failed" in printed

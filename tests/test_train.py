@@ -198,8 +198,8 @@ def test_fit_uses_custom_components(toy):
     assert history.epochs[-1]["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     for actual, wanted in zip(model.parameters(), weights, strict=True):
         torch.testing.assert_close(actual, wanted, atol=2e-6, rtol=1e-4)
-    rate_after_3_steps = recipe.learning_rate * (1 + math.cos(math.pi * 3 / 9)) / 2
-    assert history.epochs[0]["learning_rate"] == pytest.approx(rate_after_3_steps)
+    rate_of_step_3 = recipe.learning_rate * (1 + math.cos(math.pi * 2 / 9)) / 2
+    assert history.epochs[0]["learning_rate"] == pytest.approx(rate_of_step_3)
     # The images of the validation are not rolled.
     assert history.epochs[-1]["validation_loss"] == evaluate(model, validation).loss
 
@@ -220,7 +220,7 @@ def test_fit_trains_with_an_edited_forward(toy, monkeypatch):
 
 def test_fit_trains_with_an_edited_loop(toy, monkeypatch):
     """An epoch without steps leaves the initial weights."""
-    monkeypatch.setattr("mnist_mlp.train.train_epoch", lambda *args, **kwargs: (1.5, 0.25))
+    monkeypatch.setattr("mnist_mlp.train.train_epoch", lambda *args, **kwargs: (1.5, 0.25, 0.1))
     model = small_net()
 
     history = fit(model, *toy, RECIPE)
@@ -363,19 +363,23 @@ def test_fit_finds_infinite_weights_in_the_validation(toy):
         return LambdaLR(optimizer, lambda step: 1e38 if step == 2 else 0.0)
 
     recipe = replace(RECIPE, ema_decay=0.0, weight_decay=0.0)
-    with pytest.raises(FloatingPointError, match="validation loss"):
+    with pytest.raises(FloatingPointError, match="after epoch 1"):
         fit(small_net(), *toy, recipe, schedule=explode_at_the_third_step)
 
 
-@pytest.mark.parametrize(("batch_size", "cause"), [(64, "too few steps"), (1, "learning rate")])
-def test_fit_warns_of_one_class_for_all_images(toy, batch_size, cause):
+@pytest.mark.parametrize(("bias", "cause"), [(1e-3, "too few steps"), (1e6, "learning rate")])
+def test_fit_warns_of_one_class_for_all_images(toy, bias, cause):
+    """After few steps, the steps are named only if the model is better than chance."""
     always_3 = small_net()
     nn.init.zeros_(always_3[2].weight)
-    always_3[2].bias.data[3] = 1e6
-    recipe = replace(RECIPE, learning_rate=1e-9, epochs=1, batch_size=batch_size)
+    nn.init.zeros_(always_3[2].bias)
+    always_3[2].bias.data[3] = bias
+    validation = replace(toy[1], labels=torch.full((50,), 3))
+    validation.labels[0] = 4
+    recipe = replace(RECIPE, learning_rate=1e-9, epochs=1)
 
     with pytest.warns(UserWarning, match=f"'3' for all.*{cause}") as warnings:
-        fit(always_3, *toy, recipe)
+        fit(always_3, toy[0], validation, recipe)
 
     assert warnings[0].filename == __file__
 
@@ -467,12 +471,238 @@ def test_fit_refuses_data_that_does_not_fit(toy, wrong, error, message):
         fit(small_net(), train, wrong(validation), RECIPE)
 
 
-def test_fit_refuses_a_loss_for_data_with_teacher_logits(toy):
+def test_fit_refuses_settings_that_it_would_ignore(toy):
     train, validation = toy
     taught = replace(train, teacher_logits=torch.randn(130, 10))
+    temperature = replace(RECIPE, distillation_temperature=2.0)
+    smoothing = replace(RECIPE, label_smoothing=0.1)
+    elastic = replace(RECIPE, augment_strength=0.0, elastic_strength=0.5)
 
     with pytest.raises(ValueError, match="teacher"):
         fit(small_net(), taught, validation, RECIPE, loss_fn=MARGIN)
+    with pytest.raises(ValueError, match="label_smoothing"):
+        fit(small_net(), taught, validation, smoothing)
+    with pytest.raises(ValueError, match="distillation_temperature"):
+        fit(small_net(), train, validation, temperature)
+    with pytest.raises(ValueError, match="elastic_strength"):
+        fit(small_net(), train, validation, elastic)
+
+    # Where they have an effect they are taken: the second set has no teacher.
+    both = replace(temperature, label_smoothing=0.1, epochs=1)
+    assert fit(small_net(), [taught, train], validation, both).epochs
+
+
+# Own functions of another convention
+
+
+LRS = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LRS.StepLR,
+        LRS.ExponentialLR,
+        LRS.MultiStepLR,
+        LRS.LambdaLR,
+        LRS.CyclicLR,
+        LRS.OneCycleLR,
+        LRS.LinearLR,
+        LRS.ReduceLROnPlateau,
+        partial(LRS.StepLR, step_size=1, gamma=0.7),
+        lambda optimizer, steps: LRS.ReduceLROnPlateau(optimizer),
+        lambda optimizer: LRS.ConstantLR(optimizer),
+        lambda optimizer, steps: None,
+    ],
+)
+def test_fit_refuses_a_schedule_that_takes_no_number_of_steps(toy, schedule):
+    model = small_net()
+
+    with pytest.raises((ValueError, TypeError), match="schedule"):
+        fit(model, *toy, RECIPE, schedule=schedule)
+
+    assert same_weights(model, small_net())
+
+
+@pytest.mark.parametrize("schedule", [LRS.PolynomialLR, LRS.CosineAnnealingWarmRestarts])
+def test_fit_takes_a_schedule_over_the_number_of_steps(toy, schedule):
+    history = fit(small_net(), *toy, RECIPE, schedule=schedule)
+
+    rates = [epoch["learning_rate"] for epoch in history.epochs]
+    assert rates[0] > rates[1] > rates[2] > 0
+
+
+def test_fit_warns_of_a_schedule_that_was_meant_for_epochs(toy):
+    def decay(optimizer, steps):
+        return LRS.StepLR(optimizer, step_size=1, gamma=0.001)
+
+    with pytest.warns(UserWarning, match="every batch"):
+        fit(small_net(), *toy, RECIPE, schedule=decay)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.LBFGS,
+        torch.optim.Rprop,
+        torch.optim.Muon,
+        torch.optim.SGD(small_net().parameters(), lr=0.1),
+        lambda parameters, lr, weight_decay: torch.optim.LBFGS(parameters, lr),
+        lambda parameters, lr, weight_decay: None,
+    ],
+)
+def test_fit_refuses_an_optimizer_that_it_cannot_step(toy, optimizer):
+    model = small_net()
+
+    with pytest.raises((ValueError, TypeError), match="optimizer"):
+        fit(model, *toy, RECIPE, optimizer=optimizer)
+
+    assert same_weights(model, small_net())
+
+
+def test_fit_warns_of_a_learning_rate_for_another_optimizer(toy):
+    default_rate = replace(RECIPE, learning_rate=Recipe.learning_rate)
+
+    with pytest.warns(UserWarning, match="suits AdamW"):
+        fit(small_net(), *toy, default_rate, optimizer=SGD)
+    with pytest.warns(UserWarning, match="suits AdamW"):
+        fit(small_net(), *toy, replace(default_rate, optimizer="muon"))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "remedy"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "mean"),
+        (nn.CrossEntropyLoss(reduction="none"), "mean"),
+        (nn.NLLLoss(), "CrossEntropyLoss"),
+        (nn.BCEWithLogitsLoss(), "labels"),
+        (lambda logits: logits.mean(), "labels"),
+        (lambda logits, labels: 0.5, "number"),
+    ],
+)
+def test_fit_refuses_a_loss_of_another_convention(toy, loss_fn, remedy):
+    model = small_net()
+
+    with pytest.raises(ValueError, match=f"loss_fn .*{remedy}"):
+        fit(model, *toy, RECIPE, loss_fn=loss_fn)
+
+    assert same_weights(model, small_net())
+
+
+def one_hot_error(logits, labels):
+    return (logits.softmax(1) - nn.functional.one_hot(labels, 10)).square().mean()
+
+
+def negative_probability(logits, labels):
+    return -logits.softmax(1).gather(1, labels[:, None]).mean()
+
+
+@pytest.mark.parametrize(
+    ("end", "loss_fn"),
+    [
+        (nn.Identity(), nn.CrossEntropyLoss(weight=torch.arange(1.0, 11.0))),
+        (nn.Identity(), nn.MultiMarginLoss()),
+        (nn.Identity(), one_hot_error),
+        (nn.Identity(), negative_probability),
+        (nn.LogSoftmax(dim=1), nn.NLLLoss()),
+    ],
+)
+def test_fit_takes_every_mean_of_logits_as_a_loss(toy, end, loss_fn):
+    history = fit(nn.Sequential(small_net(), end), *toy, RECIPE, loss_fn=loss_fn)
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda images: images,
+        lambda images, generator: images[:, None],
+        lambda images, generator: images.numpy(),
+        lambda images, generator: images.double(),
+        lambda images, generator: images / 0,
+    ],
+)
+def test_fit_refuses_an_augmentation_that_returns_no_images(toy, augment):
+    with pytest.raises(ValueError, match="augment must"):
+        fit(small_net(), *toy, RECIPE, augment=augment)
+
+
+def test_fit_and_evaluate_refuse_probabilities(toy):
+    network = nn.Sequential(small_net(), nn.Softmax(dim=1))
+
+    with pytest.raises(ValueError, match="softmax"):
+        fit(network, *toy, RECIPE)
+    with pytest.raises(ValueError, match="softmax"):
+        evaluate(network, toy[1])
+
+
+def test_fit_warns_of_validation_images_that_are_training_images(toy):
+    train, validation = toy
+    overlapping = ImageDataset(
+        torch.cat([train.images, validation.images[:5]]),
+        torch.cat([train.labels, validation.labels[:5]]),
+    )
+
+    with pytest.warns(UserWarning, match="5 of the 50 validation images"):
+        fit(small_net(), overlapping, validation, RECIPE)
+
+
+@pytest.mark.filterwarnings("error")
+def test_fit_does_not_warn_of_training_images_if_nothing_is_chosen_by_them(toy):
+    train, _ = toy
+    fit(small_net(), train, train.subset(torch.arange(50)), replace(RECIPE, select="last epoch"))
+
+
+class KeepsTensor(nn.Module):
+    """A network that makes a tensor in its first call, and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(784))
+        self.out = nn.Linear(784, 10)
+        self.mask = None
+
+    def forward(self, images):
+        if self.mask is None:
+            self.mask = torch.linspace(0.5, 1, 784)
+        return self.out(images * (self.gain * self.mask))
+
+
+@pytest.mark.parametrize(
+    "new_net", [KeepsTensor, lambda: nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.LazyLinear(10))]
+)
+def test_checks_leave_a_network_that_can_be_trained(toy, new_net):
+    history = fit(new_net(), *toy, RECIPE)
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+
+
+def test_divergence_names_the_learning_rate_of_the_recipe(toy):
+    """One cycle has fallen far below its peak by the time that the loss overflows."""
+    with pytest.raises(FloatingPointError, match=r"1e\+30"):
+        fit(small_net(), *toy, replace(RECIPE, learning_rate=1e30))
+
+
+def test_nan_weights_are_not_blamed_on_the_learning_rate(toy):
+    network = small_net()
+    network[0].bias.data[3] = torch.nan
+
+    with pytest.raises(ValueError, match=r"0\.bias"):
+        fit(network, *toy, RECIPE)
+    with pytest.raises(FloatingPointError, match="weights"):
+        evaluate(network, toy[1])
+
+
+def test_class_names_stay_with_the_weights(toy):
+    """The order counts: the same number of classes with other names is another task."""
+    letters = tuple("abcdefghij")
+    network = small_net()
+    fit(network, replace(toy[0], classes=letters), replace(toy[1], classes=letters), RECIPE)
+
+    assert network.class_names == letters
+    with pytest.raises(ValueError, match="same classes"):
+        evaluate(network, toy[1])
+    with pytest.raises(ValueError, match="same classes"):
+        evaluate(network, replace(toy[1], classes=letters[::-1]))
 
 
 def test_fit_warns_of_a_batch_larger_than_the_data(toy):
@@ -508,7 +738,8 @@ def test_fit_takes_data_sets_in_turns(toy):
     step_counts = []
 
     def record_size(images, generator):
-        batch_sizes.append(len(images))
+        if len(images) > 2:  # `fit` tries the function on two images before the training
+            batch_sizes.append(len(images))
         return images
 
     def record_steps(optimizer, total_steps):
@@ -533,7 +764,7 @@ def test_fit_moves_the_data_to_the_device_of_the_model(toy):
 
     train = Recorded(toy[0].images, toy[0].labels)
     validation = Recorded(toy[1].images, toy[1].labels)
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(RuntimeError, match="meta"):
         fit(small_net().to("meta"), train, validation, RECIPE)
 
     assert devices == ["meta", "meta"]

@@ -135,11 +135,13 @@ def test_small_study_of_diverging_trials_has_no_best(digits):
         {"weight_decay": (0.0, 1, "log")},
         {"optimizer": ["adam"]},
         {"optimizer": []},
+        {"distillation_temperature": (2.0, 8.0)},
+        {"elastic_strength": (0.0, 1.0), "augment_strength": [0.0, 1.0]},
     ],
 )
-def test_small_study_refuses_an_invalid_space(digits, space):
+def test_small_study_refuses_an_invalid_space_before_it_trains(space):
     with pytest.raises((TypeError, ValueError), match=next(iter(space))):
-        trials.small_study(digits, RECIPE, space)
+        trials.small_study(None, RECIPE, space)  # without data, which training would need
 
 
 def test_small_study_without_optuna_says_what_to_install(digits, monkeypatch):

@@ -148,7 +148,12 @@ def trial(number: int, rate: float, losses: dict[int, float]) -> dict:
 
 def test_study_plot_draws_a_study_over_the_recorded_one():
     space = {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}}
-    recorded = {"space": space, "best": 0, "trials": [trial(0, 0.03, {2: 0.1})]}
+    recorded = {
+        "dataset": "fashion",
+        "space": space,
+        "best": 0,
+        "trials": [trial(0, 0.03, {2: 0.1})],
+    }
     recipe = trial(0, 0.005, {1: 0.9, 2: 0.5})
     best = trial(1, 0.01, {1: 0.8, 2: 0.4})
     stopped = trial(2, 0.09, {1: 1.5})
@@ -166,6 +171,7 @@ def test_study_plot_draws_a_study_over_the_recorded_one():
     colours = [line.get_color() for line in rate_axes.lines]
     assert colours == [GREY, BLUE, ORANGE, BLUE]
     assert not unused_axes.axison
+    assert any("FASHION" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_finding_compares_the_best_trial_with_the_recipe():

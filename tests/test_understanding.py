@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mnist_lab.research import understanding
+from mnist_lab.research.convnet import ConvNet
 from mnist_mlp import EnhancedNet
 
 
@@ -54,6 +55,12 @@ def test_activations_are_outputs_of_each_layer(network, toy):
     assert list(outputs) == list(expected)
     for name, output in outputs.items():
         assert torch.allclose(output, expected[name], atol=1e-5)
+
+
+def test_activations_refuses_a_network_without_relus(toy):
+    smooth = nn.Sequential(nn.Linear(784, 20), nn.Sigmoid(), nn.Linear(20, 10))
+    with pytest.raises(ValueError, match="Sequential"):
+        understanding.activations(smooth, toy[0])
 
 
 def test_integrated_gradients_of_linear_network_are_weight_times_pixel(linear, pixels, labels):
@@ -170,12 +177,8 @@ def test_minimal_adversarial_examples_of_linear_network_follow_from_margin(linea
     needed = float((logits[predicted] - logits[other]) / slope)
     epsilons = needed * torch.tensor([0.5, 0.9, 1.1, 1.5])
 
-    changed, smallest = understanding.minimal_adversarial_examples(
-        linear, image, epsilons, classes=2
-    )
-    failed, impossible = understanding.minimal_adversarial_examples(
-        linear, image, epsilons[:2], classes=2
-    )
+    changed, smallest = understanding.minimal_adversarial_examples(linear, image, epsilons)
+    failed, impossible = understanding.minimal_adversarial_examples(linear, image, epsilons[:2])
 
     assert float(smallest[predicted]) == pytest.approx(0.5 * needed)
     assert float(smallest[other]) == pytest.approx(1.1 * needed)
@@ -203,6 +206,19 @@ def test_prune_weights_zeroes_exactly_the_smallest_weights(network, share):
     for name, tensor in before.items():
         assert torch.equal(network.state_dict()[name], tensor)
         assert tensor.ndim > 1 or torch.equal(after[name], tensor)
+
+
+def test_prune_weights_prunes_convolutions_too():
+    after = understanding.prune_weights(ConvNet(width=4), 0.5).state_dict()
+
+    weights = torch.cat([tensor.flatten() for tensor in after.values() if tensor.ndim > 1])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert (after["layers.1.weight"] == 1).all()  # the factors of a normalisation
+
+
+def test_quantise_weights_refuses_one_bit(network):
+    with pytest.raises(ValueError, match="bits"):
+        understanding.quantise_weights(network, 1)
 
 
 @pytest.mark.parametrize("bits", [8, 3])

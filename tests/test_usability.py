@@ -72,7 +72,7 @@ def test_notebook_cells_work_after_the_stop_button(reader, monkeypatch, tmp_path
         with pytest.raises(KeyboardInterrupt):
             reader.run("history = fit(model")
 
-    reader.run("outputs = notebook.Outputs")
+    reader.run("notebook.runs.add(splits, history, validation)")
     reader.run("plots.training_metrics({")
     reader.run("splits_by_name = {")
     reader.run("test = evaluate(model")

@@ -111,6 +111,7 @@ def temperature(name: str, run: dict, splits: Splits) -> float:
     """Return the temperature that fits validation images which were not used for training."""
     if name in GROUPS:
         run = variants(GROUPS[name])["the recipe"]
+        train_missing([run])  # `make ideas` has trained it, but maybe with other data or code
     return fit_temperature(evaluate(load_trained(run), splits.validation))
 
 
@@ -159,10 +160,33 @@ def publish(name: str, result: dict, splits: Splits) -> None:
     )
 
 
+def read_others(names: list[str]) -> dict[str, dict]:
+    """Return the recorded results of the configurations that are not trained now.
+
+    Raises SystemExit if the recipe of one of them has changed since.
+    """
+    if not RECORD.exists():
+        return {}
+
+    configurations = read_json(RECORD, {"configurations": dict})["configurations"]
+    others = {}
+    for name in CONFIGURATIONS:
+        if name in names or name not in configurations:
+            continue
+        if configurations[name]["recipe"] != recipe(name):
+            raise SystemExit(f"The record holds another recipe of {name!r}: train this one, too.")
+        others[name] = configurations[name]
+    return others
+
+
 def main() -> None:
     """Train, evaluate on the test set, write the record, and publish weights."""
     splits = load("mnist")
     names = sys.argv[1:] or list(CONFIGURATIONS)
+    unknown = [name for name in names if name not in CONFIGURATIONS]
+    if unknown:
+        raise SystemExit(f"Unknown: {', '.join(unknown)}. Known: {', '.join(CONFIGURATIONS)}.")
+    configurations = read_others(names)
     students = [name for name in names if "teacher_logits" in CONFIGURATIONS[name]]
 
     print("Configurations without a teacher", flush=True)
@@ -179,9 +203,6 @@ def main() -> None:
     print("The test set, clean and corrupted", flush=True)
     corrupted = {name: corrupt(splits.test, name) for name in CORRUPTIONS}
 
-    configurations = {}
-    if RECORD.exists():
-        configurations = read_json(RECORD, {"configurations": dict})["configurations"]
     for name in names:
         sweep_records = train_missing(runs(name))  # none is missing: this reads the records
         results = [

@@ -26,6 +26,7 @@ from mnist_lab.handwriting.synthetic import render_photo, synthetic_digits
 from mnist_lab.research.distillation import precompute_teacher_logits
 from mnist_lab.research.sweep import VERSION
 from mnist_mlp import EnhancedNet, Recipe, evaluate, fit, load, load_weights, save_weights
+from mnist_mlp.checkpoint import read_card
 from mnist_mlp.data import ImageDataset, concatenate
 from mnist_mlp.files import repo_root, write_json
 
@@ -79,7 +80,7 @@ def interpolate(model: nn.Module, start: nn.Module) -> None:
 
 
 def rendered_photos() -> ImageDataset:
-    """Return 200 rendered photos of one person's digits, as `to_mnist` reads them."""
+    """Return 200 digits drawn like one person's writing, as `to_mnist` reads them."""
     random = np.random.default_rng(0)
     digits = torch.arange(10).repeat(20)
     images = [to_mnist(render_photo(str(int(digit)), random, 320)) for digit in digits]
@@ -105,7 +106,7 @@ def main() -> None:
     print("Handwriting to test on, then to train on: 3 minutes", flush=True)
     splits = load("mnist")
     test_sets = font_digits(half=1)
-    test_sets["photos of one person's digits"] = rendered_photos()
+    test_sets["drawn digits like one person's"] = rendered_photos()
     test_sets["43 people in Turkey, 8x8 pixels"] = scikit_learn_digits()
     start = load_weights(EnhancedNet(), START)
     train_sets = training_sets(concatenate(splits.train, splits.validation), start)
@@ -133,6 +134,7 @@ def main() -> None:
                 configuration="handwriting",
                 recipe=card_recipe,
                 starts_from=START.name,
+                starts_from_sha256=read_card(START)["sha256"],
                 synthetic=N_SYNTHETIC,
                 dataset=splits.name,
                 test_images=len(splits.test),

@@ -17,13 +17,19 @@ from pathlib import Path
 import torch
 
 from mnist_lab.research.ablation import ideas_table
-from mnist_lab.research.distillation import precompute_teacher_logits, save_distillation_sets
+from mnist_lab.research.distillation import (
+    describe_dataset,
+    precompute_teacher_logits,
+    read_source,
+    save_distillation_sets,
+)
 from mnist_lab.research.strong_augment import strong_augment
 from mnist_lab.research.sweep import MODELS, VERSION, run_name, sweep
 from mnist_mlp import evaluate, load, load_weights
 from mnist_mlp.augment import random_warp
 from mnist_mlp.data import ImageDataset, epoch_generator
 from mnist_mlp.files import repo_root, write_json
+from mnist_mlp.identity import sha256_of
 from mnist_mlp.optim import bfloat16_units
 
 RUNS = Path(__file__).with_name("runs")
@@ -127,7 +133,7 @@ def variants(group: str) -> dict[str, dict]:
 def precompute(
     file: str, images: ImageDataset, teacher_runs: list[dict], copies: int, strength: float = 1.0
 ) -> None:
-    """Save the logits of the teachers for warped images, if the file does not exist yet.
+    """Save the logits of the teachers for warped images, if the file does not hold these yet.
 
     Args:
         file: The path of the file within the repository.
@@ -137,13 +143,22 @@ def precompute(
         strength: The strength of the warps.
     """
     path = repo_root() / file
+    teachers = [load_trained(run) for run in teacher_runs]
+    source = {
+        "dataset": describe_dataset(images),
+        "teachers": [sha256_of(teacher.state_dict().values()) for teacher in teachers],
+        "copies": copies,
+        "strength": strength,
+        "code": VERSION["code"],
+    }
     if path.exists():
-        return
+        if read_source(path) == source:
+            return
+        print(f"{path} was made from other images, teachers or code: it is made again.", flush=True)
 
     torch.set_num_threads(os.cpu_count() or 1)
-    teachers = [load_trained(run) for run in teacher_runs]
     sets = precompute_teacher_logits(images, teachers, copies, strength, precision="bfloat16")
-    save_distillation_sets(sets, path)
+    save_distillation_sets(sets, images, path, source)
     torch.set_num_threads(1)  # as in the sweeps
 
 
@@ -154,7 +169,11 @@ def train_missing(runs: list[dict]) -> list[dict]:
 
 
 def load_trained(run: dict) -> torch.nn.Module:
-    """Return the network that a run has trained, from the file of its weights."""
+    """Return the network that a run has trained, from the file of its weights.
+
+    `train_missing` must have returned the run's record before: it looks whether the file belongs
+    to this data and code.
+    """
     model = MODELS[run.get("model", "EnhancedNet")]()
     name = run_name({**run, "device": DEVICE})
     return load_weights(model, RUNS / f"{name}.pth").to(DEVICE or "cpu")

@@ -212,7 +212,7 @@ def main() -> None:
     settings = {
         "version": {**VERSION, "optuna": optuna.__version__},
         "machine": machine(),
-        "dataset": args.dataset,
+        "dataset": splits.name,  # "auto" may have become another
         "seconds": args.seconds,
     }
     record = make_record(study, settings, confirmation)

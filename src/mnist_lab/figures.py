@@ -7,10 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mnist_mlp.plots import new_axes
+from mnist_mlp.plots import BLUE, ORANGE, new_axes, wrapped
+
+# The colours of web/page.html: orange pixels speak against an answer, blue ones for it.
+AGAINST_AND_FOR = LinearSegmentedColormap.from_list("against and for", [ORANGE, "white", BLUE])
 
 
 def input_pairs(
@@ -18,7 +22,7 @@ def input_pairs(
 ) -> Figure:
     """Draw each picture, under its caption, beside the image that the network sees.
 
-    A row has six pairs.
+    A row has six pairs. Long captions are broken into lines.
 
     Args:
         pictures: Grey values from 0 to 255, of shape (H, W).
@@ -38,7 +42,7 @@ def input_pairs(
         axes_pairs, pictures, images, captions, strict=False
     ):
         left.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        left.set_title(caption, fontsize=9, loc="left", pad=3)
+        left.set_title(wrapped(caption, 20), fontsize=9, loc="left", pad=3)  # as wide as the pair
         right.imshow(image.numpy(), cmap="gray_r", vmin=0)
     return figure
 
@@ -71,8 +75,8 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
 def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
     """Draw rows of images, each row beside its name and each image on its own scale.
 
-    Images are grey. In a row that has values below 0, negative values are blue and positive ones
-    are red.
+    Images are grey. In a row that has values below 0, negative values are orange and positive ones
+    are blue.
 
     Args:
         rows: The images of each row, of shape (N, 28, 28).
@@ -90,7 +94,7 @@ def picture_rows(rows: Mapping[str, torch.Tensor]) -> Axes:
             limit = np.abs(image).max()
             ax.imshow(
                 image,
-                cmap="RdBu_r" if is_signed else "gray_r",
+                cmap=AGAINST_AND_FOR if is_signed else "gray_r",
                 vmin=-limit if is_signed else 0,
                 vmax=limit,
                 extent=(left, left + 28, top + 28, top),
@@ -150,7 +154,7 @@ def accuracy_curves(
     for i, (name, accuracies) in enumerate(curves.items()):
         ax.plot(x, accuracies, fmt, color=f"C{i}", label=name)
 
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     ax.legend()
     return ax

@@ -7,8 +7,8 @@
     print(evaluate(model, splits.test).accuracy)
 
 Read the modules in this order: `data`, `augment`, `model`, `recipe`, `optim`, `evaluation`,
-`train`, `checks`, `checkpoint`, `files`, `datasets`, `comparison`, `plots`, `notebook`. More is
-in `mnist_lab`.
+`train`, `checks`, `checkpoint`, `identity`, `files`, `datasets`, `comparison`, `plots`, `notebook`.
+More is in `mnist_lab`.
 """
 
 from mnist_mlp.checkpoint import load_weights, save_weights

@@ -38,10 +38,15 @@ def random_warp(
     Returns:
         float32 of shape (N, H, W).
 
+    Raises:
+        ValueError: The images are not as high as wide.
+
     Source: Simard, Steinkraus & Platt, "Best practices for convolutional neural networks applied
     to visual document analysis", ICDAR 2003.
     """
     n, height, width = images.shape
+    if height != width:
+        raise ValueError(f"images must be as high as wide, found {height} x {width} pixels.")
     pixel = 2 / width  # grid_sample's coordinates run from -1 to 1
 
     def random_amount(*shape: int) -> torch.Tensor:

@@ -7,16 +7,14 @@ import pickle
 import platform
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mnist_mlp.data import ImageDataset
+from mnist_mlp.evaluation import check_network, check_weights
 from mnist_mlp.files import atomic_write, read_json
 
 # The entries that every card has, with their types.
@@ -29,7 +27,7 @@ CARD_SCHEMA = {
 }
 
 # Marks a file as a training checkpoint. Raise the number whenever the layout of the file changes.
-CHECKPOINT_FORMAT = "training checkpoint of mnist_mlp, 5"
+CHECKPOINT_FORMAT = "training checkpoint of mnist_mlp, 6"
 
 
 def save_weights(model: nn.Module, path: str | Path, **card) -> None:
@@ -45,34 +43,38 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
         model: The network.
         path: A file name that ends in .pth or .pt.
         card: What the card says about the weights, in plain values: data set, recipe, metrics, ...
-            `save_weights` adds the class of the model, its number of parameters, the versions,
+            `save_weights` adds the class of the model, its number of parameters, the names of its
+            classes (`model.class_names`, if `fit` or `load_weights` has set them), the versions,
             the machine, the date, and the SHA-256 of the .pth file.
 
     Raises:
-        ValueError: The path has another suffix, or the card holds a number that is not finite or
-            an entry that `save_weights` adds.
-        TypeError: The card holds a value that JSON cannot represent.
+        ValueError: The path has another suffix, the weights are not finite, or the card holds a
+            number that is not finite or an entry that `save_weights` adds.
+        TypeError: The model is not a network, or the card holds a value that JSON cannot represent.
         OSError: A file cannot be written. Each of the two then has its old or its new content.
 
     Example:
         >>> save_weights(model, "models/my_model.pth", dataset="mnist", test_correct=9_934)
     """
+    check_network(model)
     path = Path(path)
 
     # Without such a suffix, "lr0.1" and "lr0.2" would share the card "lr0.json".
     if path.suffix not in (".pth", ".pt"):
         raise ValueError(f"weights must be saved in a .pth file, found {path.name!r}.")
 
-    reserved = sorted(card.keys() & {*CARD_SCHEMA, "machine"})
+    reserved = sorted(card.keys() & {*CARD_SCHEMA, "classes", "machine"})
     if reserved:
         raise ValueError(f"the card must not have the entries {reserved}: save_weights adds them.")
 
+    check_weights(model)
     weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     content = state_bytes(weights)
     whole_card = {
         "model": type(model).__name__,
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         **card,
+        "classes": getattr(model, "class_names", None),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "saved": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,16 +88,22 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
             with atomic_write(path) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:
-        raise OSError(f"{path} was not saved: {error}. Files saved before are intact.") from error
+        raise OSError(
+            f"{path} and its card were not saved: {error}. Each has its old or its new content: "
+            "make room or choose another folder, and save both again."
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights in a .pth file into the model, and return it in evaluation mode.
 
+    `model.class_names` becomes the names of the classes in the card, or None if there are none.
+
     Nothing in the file is executed. The tensors are compared with their checksums, and the file
     with the SHA-256 in its card, if it has one.
 
     Raises:
+        TypeError: The model is not a network.
         OSError: The file cannot be read.
         ValueError: The file is damaged, does not hold a plain `state_dict` of finite numbers, or
             belongs to another architecture; or its card is damaged or belongs to other weights.
@@ -104,12 +112,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     Example:
         >>> model = load_weights(EnhancedNet(), "models/enhanced_model.pth")
     """
+    check_network(model)
     path = Path(path)
     weights = read_tensors(path)
-    if not isinstance(weights, dict):
-        raise ValueError(f"{path} holds a {type(weights).__name__}, expected a state_dict.")
-
     expected_weights = model.state_dict()
+    check_is_state_dict(path, weights, expected_weights)
+
     for name in sorted(expected_weights.keys() | weights.keys(), key=str):
         actual = describe_tensor(weights.get(name))
         expected = describe_tensor(expected_weights.get(name))
@@ -121,11 +129,48 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         if not torch.isfinite(weights[name]).all():
             raise ValueError(f"{path} is useless: at {name} it holds numbers that are not finite.")
 
+    class_names = None
     if path.with_suffix(".json").exists():
-        read_card(path)
+        card = read_card(path)
+        if card.get("classes") is not None:
+            class_names = tuple(card["classes"])
 
     model.load_state_dict(weights)
+    model.class_names = class_names  # type: ignore[assignment]
     return model.eval()
+
+
+def check_is_state_dict(path: Path, content: Any, expected: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError if a file holds weights in another form than a plain `state_dict`.
+
+    Args:
+        path: The file, for the message.
+        content: What the file holds.
+        expected: The `state_dict` of the model that is to be loaded.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a state_dict.")
+
+    if str(content.get("format")).startswith("training checkpoint"):
+        raise ValueError(
+            f"{path} is the checkpoint of a training, expected weights: call the same "
+            "fit(..., checkpoint=...) again, and then save_weights."
+        )
+
+    for entry, value in content.items():
+        if isinstance(value, dict) and value.keys() == expected.keys():
+            raise ValueError(
+                f"{path} holds a state_dict as its entry {entry!r}, expected the state_dict alone: "
+                f"torch.save(torch.load(path)[{entry!r}], ...)."
+            )
+
+    # DataParallel and torch.compile put a prefix before every name.
+    for prefix in ("module.", "_orig_mod."):
+        if content.keys() == {prefix + name for name in expected}:
+            raise ValueError(
+                f"{path} holds a wrapped model, whose names begin with {prefix!r}: save the "
+                f"state_dict of model.{prefix.removesuffix('.')}."
+            )
 
 
 def read_card(path: str | Path) -> dict:
@@ -146,6 +191,10 @@ def read_card(path: str | Path) -> dict:
             f"{card['sha256'][:12]!r}, but that of {path.name} begins with {sha256[:12]!r}. "
             "Save both again, or remove the card."
         )
+
+    classes = card.get("classes")
+    if classes is not None and not isinstance(classes, list):
+        raise ValueError(f"{card_path} is damaged: its classes are {classes!r}, expected a list.")
     return card
 
 
@@ -166,6 +215,14 @@ def read_tensors(path: Path) -> Any:
         ValueError: The file is damaged, or holds something else.
     """
     content = path.read_bytes()
+
+    # A file in the old format begins with a pickled number, and a new one with "PK".
+    if content.startswith(b"\x80\x02"):
+        raise ValueError(
+            f"{path} is in the format of torch before 1.6: "
+            "torch.save(torch.load(path, weights_only=True), ...) writes it in the present one."
+        )
+
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             # Compressed or overlapping records could unpack to any size.
@@ -245,94 +302,3 @@ def load_checkpoint(path: Path, identity: dict) -> dict | None:
             f"{path} is the checkpoint of another training: {'; '.join(differences)}. {advice}"
         )
     return content["state"]
-
-
-def describe_training(
-    settings: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    functions: dict[str, Callable | None],
-    datasets: Sequence[ImageDataset],
-) -> dict:
-    """Return what determines the result of a training, in plain values: its identity.
-
-    A function is described by its name and an object by its class, not by what they compute.
-
-    Args:
-        settings: The fields of the recipe, and the precision.
-        model: The network with its initial weights.
-        optimizer: The optimizer of its weights.
-        functions: The user's own functions by their names in `fit`; None for those not given.
-        datasets: The training and validation sets.
-
-    Raises:
-        ValueError: A function is a lambda, whose name does not distinguish it from others.
-    """
-    tensors = []
-    for dataset in datasets:
-        tensors.append(dataset.images)
-        tensors.append(dataset.labels)
-        if dataset.teacher_logits is not None:
-            tensors.append(dataset.teacher_logits)
-
-    description = {
-        **settings,
-        "network": " ".join(repr(model).split()),
-        "settings of the network": network_settings(model),
-        "initial weights (SHA-256)": sha256_of(model.state_dict().values()),
-        "optimizer": [qualified_name(type(optimizer)), optimizer_settings(optimizer)],
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "data (SHA-256)": sha256_of(tensors),
-    }
-    for name, function in functions.items():
-        if function is None:
-            continue
-        description[name] = qualified_name(function)
-        if "<lambda>" in description[name]:
-            raise ValueError(f"with a checkpoint, {name} must be a named function, not a lambda.")
-
-    # Through JSON, so that only plain values remain, and tuples compare as lists.
-    return json.loads(json.dumps(description))
-
-
-def network_settings(model: nn.Module) -> dict[str, Any]:
-    """Return the plain values among the modules' attributes, such as a dropout probability."""
-    settings = {}
-    for module_name, module in model.named_modules():
-        for name, value in vars(module).items():
-            is_public = not name.startswith("_")
-            if is_public and name != "training" and isinstance(value, (int, float, str)):
-                settings[f"{module_name}.{name}"] = value
-    return settings
-
-
-def optimizer_settings(optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Return the plain values of each of the optimizer's groups, such as the learning rate."""
-    settings = []
-    for group in optimizer.param_groups:
-        plain_values = {}
-        for name, value in group.items():
-            if isinstance(value, (int, float, str, tuple)):
-                plain_values[name] = value
-        settings.append(plain_values)
-    return settings
-
-
-def qualified_name(function: Callable) -> str:
-    """Return the module and name of a function or class; of an object, those of its class."""
-    if isinstance(function, partial):
-        arguments = [*function.args, *function.keywords.items()]
-        return f"{qualified_name(function.func)} with {arguments}"
-    if not hasattr(function, "__qualname__"):
-        function = type(function)
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def sha256_of(tensors: Iterable[torch.Tensor]) -> str:
-    """Return the SHA-256 of the bytes of all tensors."""
-    sha256 = hashlib.sha256()
-    for tensor in tensors:
-        tensor = tensor.detach().contiguous().cpu()
-        sha256.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return sha256.hexdigest()

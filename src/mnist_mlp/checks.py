@@ -1,13 +1,17 @@
 """Checks of the arguments of `fit`, so that a mistake gives one clear error before training."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mnist_mlp.data import ImageDataset, check_dataset
+from mnist_mlp.data import Augmentation, ImageDataset, check_dataset
 from mnist_mlp.evaluation import Evaluation, evaluation_mode
 from mnist_mlp.recipe import Recipe
 
@@ -18,6 +22,9 @@ REPLACED_FIELDS = {
     "loss_fn": ["label_smoothing", "distillation_temperature"],
     "augment": ["augment_strength", "elastic_strength"],
 }
+
+# What the schedulers of torch call the number of steps, where it is their second argument.
+NUMBER_OF_STEPS = ("T_max", "T_0", "total_iters", "total_steps")
 
 # If all predictions are equal after fewer steps than this, blame the steps, not the learning rate.
 FEW_STEPS = 100
@@ -40,7 +47,7 @@ def check_training_sets(
         check_dataset("train", train_set)
         if train_set.classes != validation.classes:
             raise ValueError(
-                "train and validation must have the same classes, found "
+                "train and validation must have the same classes in the same order, found "
                 f"{' '.join(train_set.classes)} and {' '.join(validation.classes)}."
             )
 
@@ -80,7 +87,10 @@ def check_custom_functions(
         if function is None:
             continue
         if not callable(function):
-            raise TypeError(f"{name} must be a function, found {function!r}.")
+            raise TypeError(
+                f"{name} must be a function or a class, which `fit` calls, found the "
+                f"{type(function).__name__} {function!r:.200}."
+            )
         for field in REPLACED_FIELDS[name]:
             if field in changed_fields:
                 raise ValueError(
@@ -104,38 +114,235 @@ def check_custom_functions(
                     f"recipe would replace: use Recipe({field}=...)."
                 )
 
-    if loss_fn is not None:
-        for train_set in train_sets:
-            if train_set.teacher_logits is not None:
-                raise ValueError(
-                    "train has teacher logits, which loss_fn would ignore: leave one of the two "
-                    "out."
-                )
+    has_teacher = [train_set.teacher_logits is not None for train_set in train_sets]
+    if loss_fn is not None and any(has_teacher):
+        raise ValueError(
+            "train has teacher logits, which loss_fn would ignore: leave one of the two out."
+        )
+    if "label_smoothing" in changed_fields and all(has_teacher):
+        raise ValueError(
+            "train has teacher logits, which take the place of the labels, so label_smoothing "
+            "would be ignored: leave one of the two out."
+        )
+    if "distillation_temperature" in changed_fields and not any(has_teacher):
+        raise ValueError(
+            "distillation_temperature would be ignored, because train has no teacher logits: leave "
+            "it out."
+        )
+    if "elastic_strength" in changed_fields and recipe.augment_strength == 0:
+        raise ValueError(
+            "elastic_strength would be ignored, because it is multiplied by augment_strength, "
+            "which is 0: leave one of the two out."
+        )
 
 
-def check_model(model: nn.Module, dataset: ImageDataset) -> None:
-    """Check on two images that the model can classify the data set.
+def create_optimizer(
+    optimizer: Callable[..., torch.optim.Optimizer], model: nn.Module, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the model's weights.
 
     Raises:
-        TypeError: The model does not return a tensor.
-        ValueError: It does not take the images, or does not return a logit for each class.
+        TypeError: The function returns something else.
+        ValueError: The function does not take the arguments of `fit`, or the optimizer needs a
+            closure.
     """
-    images = dataset.images[:2].flatten(1).float()  # not normalised: only the shapes matter here
+    parameters = model.parameters()
     try:
-        with evaluation_mode(model):
-            logits = model(images)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        result = optimizer(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the model must take images of shape {tuple(images.shape)}. If it needs 2-D images, "
-            f"begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
+            f"optimizer must take (parameters, lr=..., weight_decay=...), found "
+            f"{optimizer!r}, which raised: {error}. Write a function that takes these three and "
+            "returns your optimizer."
         ) from error
 
-    expected = f"the model must return logits of shape (N, {len(dataset.classes)})"
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"{expected}, a tensor, found a {type(logits).__name__}.")
-    if logits.shape[1:] != (len(dataset.classes),):
-        raise ValueError(f"{expected}, one per class, found the shape {tuple(logits.shape)}.")
+    if not isinstance(result, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must return a torch.optim.Optimizer, found {result!r}.")
+    if isinstance(result, torch.optim.LBFGS):
+        raise ValueError("optimizer must not need a closure, as LBFGS does: `fit` gives none.")
+    return result
+
+
+def create_scheduler(
+    schedule: Callable[[torch.optim.Optimizer, int], LRScheduler],
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+) -> LRScheduler:
+    """Return the scheduler of the optimizer's learning rate.
+
+    Raises:
+        TypeError: The function returns something else.
+        ValueError: The function does not take an optimizer and the number of steps.
+    """
+    remedy = (
+        "Write a function, for example "
+        "lambda optimizer, steps: StepLR(optimizer, step_size=steps // 3)."
+    )
+
+    # Most of torch's schedulers take another number as their second argument, such as a period or
+    # a factor. They would take the number of steps for it.
+    if isinstance(schedule, type) and schedule.__module__ == "torch.optim.lr_scheduler":
+        second_argument = list(signature(schedule).parameters)[1]
+        if second_argument not in NUMBER_OF_STEPS:
+            raise ValueError(
+                "schedule is called with the optimizer and the number of steps of the training, "
+                f"but the second argument of {schedule.__name__} is {second_argument}. {remedy}"
+            )
+
+    try:
+        scheduler = schedule(optimizer, total_steps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"schedule must take (optimizer, number of steps), found {schedule!r}, which raised: "
+            f"{error}. {remedy}"
+        ) from error
+
+    needs_a_metric = isinstance(scheduler, ReduceLROnPlateau)
+    if not isinstance(scheduler, LRScheduler) or needs_a_metric:
+        raise TypeError(
+            "schedule must return a scheduler of torch whose step() takes no metric, "
+            f"found {scheduler!r}."
+        )
+    return scheduler
+
+
+def check_loss(
+    loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    model: nn.Module,
+    train_set: ImageDataset,
+) -> None:
+    """Check on two images that a loss is the mean over a batch, and takes logits.
+
+    Raises:
+        ValueError: The loss cannot be computed, is not one number, is a sum over the batch, or
+            takes log-probabilities.
+    """
+    images, labels, _ = train_set.get_batch(torch.tensor([0, len(train_set) - 1]))
+    with evaluation_mode(model):
+        logits = model(images).float()
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        """Return the loss as a number."""
+        try:
+            loss = loss_fn(logits, labels)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"loss_fn must take logits of shape {tuple(logits.shape)} and int64 labels of "
+                f"shape {tuple(labels.shape)}. It raised: {error}"
+            ) from error
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise ValueError(
+                "loss_fn must return one number, the mean over the batch, found "
+                f'{describe_shape(loss)}. A loss of torch does so with reduction="mean".'
+            )
+        return loss.item()
+
+    # The mean over a batch does not change if each example is there twice. A sum doubles.
+    once = loss_of(logits, labels)
+    twice = loss_of(torch.cat([logits, logits]), torch.cat([labels, labels]))
+    if once != 0 and math.isclose(twice, 2 * once, rel_tol=1e-3):
+        raise ValueError(
+            "loss_fn must return the mean over the batch, found the sum. A loss of torch returns "
+            'the mean with reduction="mean".'
+        )
+
+    # The negative log-likelihood of logits falls without bound as they grow.
+    is_log_probability = logits.exp().sum(dim=1).sub(1).abs().max() < 1e-3
+    perfect = F.one_hot(labels, logits.shape[1]).float()
+    small_logits = loss_of(100 * perfect, labels)
+    large_logits = loss_of(1000 * perfect, labels)
+    falls_without_bound = small_logits < 0 and large_logits < 5 * small_logits
+    if falls_without_bound and not is_log_probability:
+        raise ValueError(
+            "loss_fn falls without bound as the logits grow, because it takes log-probabilities, "
+            "as NLLLoss does. Use CrossEntropyLoss, or end the model with log_softmax."
+        )
+
+
+def describe_shape(value: object) -> str:
+    """Return what a value is, with its shape if it is a tensor."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def check_augmentation(augment: Augmentation, train_set: ImageDataset) -> None:
+    """Check on two images that an augmentation returns images of the same shape from 0 to 1.
+
+    Raises:
+        ValueError: It cannot be called with images and a generator, or returns something else.
+    """
+    images = train_set.images[:2].float() / 255
+    try:
+        changed = augment(images.clone(), torch.Generator().manual_seed(0))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            "augment must take float32 images of shape (N, 28, 28) and a torch.Generator. "
+            f"It raised: {error}"
+        ) from error
+
+    expected = f"augment must return float32 images of shape {tuple(images.shape)} from 0 to 1"
+    if not isinstance(changed, torch.Tensor) or changed.shape != images.shape:
+        raise ValueError(f"{expected}, found {describe_shape(changed)}.")
+    if changed.dtype != torch.float32:
+        raise ValueError(f"{expected}, found {changed.dtype}.")
+    if not torch.isfinite(changed).all():
+        raise ValueError(f"{expected}, found numbers that are not finite.")
+
+
+def warn_if_shared_images(train_sets: Sequence[ImageDataset], validation: ImageDataset) -> None:
+    """Warn if more than one in a hundred validation images are also training images.
+
+    The best epoch would then be chosen on images that the model has seen.
+    """
+    # Two images are taken for equal if a random sum of their bytes is. Eight bytes are one number.
+    numbers = validation.images.flatten(1).view(torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(2**62, (numbers.shape[1],), generator=generator).to(numbers.device)
+    validation_keys = (numbers * factors).sum(dim=1)
+
+    is_shared = torch.zeros(len(validation), dtype=torch.bool, device=numbers.device)
+    for train_set in train_sets:
+        train_keys = (train_set.images.flatten(1).view(torch.int64) * factors).sum(dim=1)
+        is_shared |= torch.isin(validation_keys, train_keys)
+
+    n_shared = int(is_shared.sum())
+    if n_shared > 0.01 * len(validation):
+        warnings.warn(
+            f"{n_shared:,} of the {len(validation):,} validation images are also training images: "
+            "the validation accuracy is too good, and the best epoch is chosen on it. Keep them "
+            'apart, or use Recipe(select="last epoch").',
+            stacklevel=3,
+        )
+
+
+def warn_if_rate_of_adamw(recipe: Recipe, optimizer: Callable | None) -> None:
+    """Warn if another optimizer than AdamW is given AdamW's default learning rate."""
+    is_adamw = optimizer is None and recipe.optimizer == "adamw"
+    if is_adamw or recipe.learning_rate != Recipe.learning_rate:
+        return
+
+    name = recipe.optimizer if optimizer is None else f"{optimizer!r}"
+    warnings.warn(
+        f"the learning rate {recipe.learning_rate} is the default, which suits AdamW, but the "
+        f"optimizer is {name}. Most others need a larger one: set Recipe(learning_rate=...).",
+        stacklevel=3,
+    )
+
+
+def warn_if_stepped_by_epoch(first_rate: float, last_rate: float) -> None:
+    """Warn if the learning rate is almost zero after the first of several epochs.
+
+    Args:
+        first_rate: The learning rate of the first step.
+        last_rate: The learning rate of the last step of the first epoch.
+    """
+    if last_rate < 1e-4 * first_rate:
+        warnings.warn(
+            f"the learning rate fell from {first_rate:.3g} to {last_rate:.3g} in the first epoch: "
+            "`fit` steps the schedule after every batch, not after every epoch.",
+            stacklevel=3,
+        )
 
 
 def warn_if_constant_prediction(
@@ -153,10 +360,14 @@ def warn_if_constant_prediction(
     if len(predicted) > 1 or len(result.labels.unique()) == 1:
         return
 
-    if steps < FEW_STEPS:
+    loss_of_chance = math.log(len(result.classes))
+    if steps < FEW_STEPS and result.loss < loss_of_chance:
         advice = f"The likely cause is too few steps ({steps}): try more epochs."
     else:
-        advice = f"The likely cause is the learning rate ({learning_rate:.3g}): try a tenth."
+        advice = (
+            f"The likely cause is the learning rate ({learning_rate:.3g}): try a tenth, or, if the "
+            "loss hardly changes, ten times as much."
+        )
     warnings.warn(
         f"after epoch {epoch} the model predicts {result.classes[predicted[0]]!r} for all "
         f"{len(result.labels):,} validation images. {advice}",

@@ -49,6 +49,7 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
         correct_b: `Evaluation.correct` of the second model, of the same shape.
 
     Raises:
+        TypeError: An argument is not a tensor of bools.
         ValueError: The shapes differ.
 
     Example:
@@ -61,6 +62,12 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
     or percentages", Psychometrika 12 (1947).
     """
     from scipy.stats import binomtest  # here, because it takes time to import
+
+    for correct in (correct_a, correct_b):
+        if not isinstance(correct, torch.Tensor) or correct.dtype != torch.bool:
+            raise TypeError(
+                f"compare takes two tensors of bools, Evaluation.correct, found {correct!r:.200}."
+            )
 
     n = len(correct_a)
     if n != len(correct_b):

@@ -1,11 +1,12 @@
 """Data sets in memory, the stratified split, and batches in a reproducible order."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 # The mean and standard deviation of the pixels of MNIST's 60,000 training images, on the scale from
 # 0 to 1. All images that are trained on, evaluated, read or exported are normalised with these two.
@@ -21,7 +22,13 @@ Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Return uint8 images as normalised float32 images of the same shape."""
+    """Return uint8 images as normalised float32 images of the same shape.
+
+    Raises:
+        TypeError: The images are not uint8, so their scale is not known.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be torch.uint8 from 0 to 255, found {images.dtype}.")
     return images.div(255).sub_(MEAN).div_(STD)
 
 
@@ -32,11 +39,15 @@ class ImageDataset(Dataset):
     Attributes:
         images: uint8 of shape (N, 28, 28); 0 is background, 255 is ink.
         labels: int64 of shape (N,), from 0 to `len(classes) - 1`.
-        classes: The name of each class.
+        classes: The name of each class, a tuple of strings. Other sequences become one.
         teacher_logits: A teacher's logits for distillation, float of shape (N, classes), or None.
 
     Raises:
+        TypeError: The images, labels or teacher logits are not tensors.
         ValueError: A dtype or shape is wrong, a label has no class, or there are no images.
+
+    Warns if the pixels cannot be ink from 0 to 255 on a background of 0: if they are at most 1, or
+    if the corners of the images are bright.
 
     Example:
         >>> dataset = ImageDataset(torch.zeros(2, 28, 28, dtype=torch.uint8), torch.tensor([3, 7]))
@@ -49,6 +60,19 @@ class ImageDataset(Dataset):
     teacher_logits: torch.Tensor | None = None
 
     def __post_init__(self):
+        # The class is frozen, so that a data set cannot change while it is in use.
+        object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+
+        tensors = {"images": self.images, "labels": self.labels}
+        if self.teacher_logits is not None:
+            tensors["teacher_logits"] = self.teacher_logits
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(
+                    f"{name} must be a torch.Tensor, found a {type(tensor).__name__}. "
+                    "Use torch.from_numpy for a NumPy array."
+                )
+
         if self.images.dtype != torch.uint8 or self.images.shape[1:] != (28, 28):
             raise ValueError(
                 "images must be torch.uint8 of shape (N, 28, 28), "
@@ -78,12 +102,34 @@ class ImageDataset(Dataset):
                 f"found {tuple(self.teacher_logits.shape)}."
             )
 
+        if self.images.max() == 1:
+            warnings.warn(
+                "the largest pixel is 1, expected ink of up to 255: multiply the images by 255.",
+                stacklevel=3,
+            )
+        if self.images[:, ::27, ::27].float().mean() > 160:
+            warnings.warn(
+                "the corners of the images are bright, expected light ink on a background of 0: "
+                "use 255 - images.",
+                stacklevel=3,
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return a preprocessed image, float32 of shape (784,), and its label."""
-        images, labels, _ = self.get_batch(torch.tensor([index]))
+        """Return a preprocessed image, float32 of shape (784,), and its label.
+
+        Raises:
+            TypeError: The index is not a number; for several images use `get_batch` or `subset`.
+            IndexError: There is no such image.
+        """
+        if isinstance(index, slice):
+            raise TypeError(
+                "a data set takes one index: use subset(torch.arange(...)) for several."
+            )
+        position = range(len(self))[index]  # counts negative indices from the end
+        images, labels, _ = self.get_batch(torch.tensor([position]))
         return images[0], int(labels[0])
 
     def get_batch(
@@ -127,7 +173,9 @@ class ImageDataset(Dataset):
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Return the data set on a device such as "cuda"."""
-        if self.images.device == torch.device(device):
+        device = torch.device(device)
+        is_same_index = device.index is None or device.index == self.images.device.index
+        if self.images.device.type == device.type and is_same_index:
             return self
         return self._apply_to_tensors(lambda tensor: tensor.to(device))
 
@@ -228,7 +276,8 @@ def stratified_split(
     """Split the indices of the images into two parts in which each class has its proportion.
 
     The images are shuffled and sorted by label; then every n-th is held out. So each class keeps
-    its proportion to within one image.
+    its proportion to within one image. Of a class that would have no image held out, one is, if the
+    class has two or more.
 
     Args:
         labels: int64 of shape (N,).
@@ -246,6 +295,11 @@ def stratified_split(
     is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     is_held_out[sorted_by_label[::n]] = True
 
+    for label in labels.unique():
+        of_class = sorted_by_label[labels[sorted_by_label] == label]
+        if len(of_class) > 1 and not is_held_out[of_class].any():
+            is_held_out[of_class[0]] = True
+
     kept = (~is_held_out).nonzero().flatten()
     held_out = is_held_out.nonzero().flatten()
     return kept, held_out
@@ -256,6 +310,10 @@ def check_dataset(name: str, dataset) -> None:
     if isinstance(dataset, Splits):
         raise TypeError(
             f"{name} must be an ImageDataset, found Splits. Use its train, validation or test."
+        )
+    if isinstance(dataset, Subset):
+        raise TypeError(
+            f"{name} must be an ImageDataset, found a Subset. Use dataset.subset(indices)."
         )
     if not isinstance(dataset, ImageDataset):
         raise TypeError(

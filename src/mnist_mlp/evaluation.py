@@ -1,5 +1,6 @@
 """Evaluation: the logits of a model on a data set, and every metric that follows from them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """A model's logits on a data set, the true labels, and the metrics derived from them.
 
@@ -107,7 +108,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
 
     try:
-        with torch.inference_mode():
+        # Not inference_mode: what a lazy layer or a cache creates here could not be trained then.
+        with torch.no_grad():
             yield device_of(model)
     finally:
         for module, training in training_modes.items():
@@ -128,6 +130,9 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
 
     Raises:
         TypeError: The model is not a network, or the data set is not an ImageDataset.
+        ValueError: The model has other classes than the data set, does not take the images, or
+            returns probabilities.
+        FloatingPointError: The model returns numbers that are not finite.
 
     Example:
         >>> test = evaluate(model, splits.test)
@@ -135,13 +140,21 @@ def evaluate(model: nn.Module, dataset: ImageDataset) -> Evaluation:
     """
     check_network(model)
     check_dataset("dataset", dataset)
+    check_class_names(model, dataset)
+    check_outputs(model, dataset)
 
-    logits = []
+    batches_of_logits = []
     with evaluation_mode(model) as device:
         for images, _, _ in batches(dataset):
-            logits.append(model(images.to(device)).float())
+            batches_of_logits.append(model(images.to(device)).float())
 
-    return Evaluation(torch.cat(logits).cpu(), dataset.labels.cpu(), dataset.classes)
+    logits = torch.cat(batches_of_logits).cpu()
+    evaluation = Evaluation(logits, dataset.labels.cpu(), dataset.classes)
+    if not math.isfinite(evaluation.loss):
+        raise FloatingPointError(
+            f"the loss of the model is {evaluation.loss}: its weights are useless."
+        )
+    return evaluation
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -160,3 +173,62 @@ def check_network(model: nn.Module) -> None:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a network, found {type(model).__name__}.")
+
+
+def check_class_names(model: nn.Module, dataset: ImageDataset) -> None:
+    """Raise ValueError if the model was trained on other classes than those of the data set.
+
+    `fit` and `load_weights` tell a model its classes in `model.class_names`. A model that has none
+    is not checked.
+    """
+    class_names = getattr(model, "class_names", None)
+    if class_names is not None and tuple(class_names) != dataset.classes:
+        raise ValueError(
+            "the model and the data set must have the same classes in the same order, found "
+            f"{' '.join(class_names)} and {' '.join(dataset.classes)}."
+        )
+
+
+def check_outputs(model: nn.Module, dataset: ImageDataset) -> None:
+    """Check on two images that the model takes the images and returns a logit for each class.
+
+    Raises:
+        TypeError: The model does not return a tensor.
+        ValueError: It does not take the images, or returns something else than logits.
+    """
+    images, _, _ = dataset.get_batch(torch.tensor([0, len(dataset) - 1]))
+    try:
+        with evaluation_mode(model) as device:
+            logits = model(images.to(device))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the model must take float32 images of shape {tuple(images.shape)}. If it needs 2-D "
+            f"images, begin its forward with x.view(-1, 1, 28, 28). It raised: {reason}"
+        ) from error
+
+    expected_shape = (len(images), len(dataset.classes))
+    expected = f"the model must return logits of shape (N, {len(dataset.classes)})"
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"{expected}, a tensor, found a {type(logits).__name__}.")
+    if logits.shape != expected_shape:
+        raise ValueError(
+            f"{expected}, one per class, found the shape {tuple(logits.shape)} for two images."
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"{expected}, floats, found {logits.dtype}.")
+
+    row_sums = logits.float().sum(dim=1)
+    is_probability = (logits >= 0).all() and torch.allclose(row_sums, torch.ones_like(row_sums))
+    if is_probability and len(dataset.classes) > 1:
+        raise ValueError(
+            f"{expected}, found probabilities, which are positive and sum to 1: leave out the "
+            "softmax at the end. The loss applies it."
+        )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise ValueError if a weight is not finite."""
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"the weights are useless: {name} holds numbers that are not finite.")

@@ -1,5 +1,6 @@
 """Where the repository is, and how its files are read and written safely."""
 
+import errno
 import json
 import os
 import uuid
@@ -36,7 +37,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         # Without this, a power loss could leave an empty file under the new name. Windows only
         # flushes files that are open for writing.
         with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                # Some network and shared folders do not have this call. Any other error is real,
+                # such as a full disk.
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                    raise
 
         os.replace(temporary, path)
     finally:

@@ -1,5 +1,7 @@
 """The five-layer network."""
 
+import warnings
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -35,7 +37,7 @@ class EnhancedNet(nn.Module):
         x = F.relu(self.layer4(x))
         return self.layer5(x)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def predict_proba(self, images: torch.Tensor) -> torch.Tensor:
         """Return the class probabilities, float32 of shape (N, classes).
 
@@ -46,7 +48,9 @@ class EnhancedNet(nn.Module):
 
         Raises:
             TypeError: The images are integers, so they are not normalised.
-            ValueError: They have another shape.
+            ValueError: They have another shape, or the probabilities are not finite.
+
+        Warns if no pixel is negative: then the images are probably not normalised.
         """
         if not images.is_floating_point():
             raise TypeError(
@@ -60,4 +64,17 @@ class EnhancedNet(nn.Module):
                 "images must have the shape (N, 784) or (N, 28, 28), "
                 f"found {tuple(images.shape)}.{hint}"
             )
-        return self(images).softmax(dim=1)
+
+        if images.numel() > 0 and images.min() >= 0 and images.max() > 0:
+            warnings.warn(
+                "no pixel is negative, expected normalised images: (images - 0.1307) / 0.3081, "
+                "where images are from 0 to 1.",
+                stacklevel=3,
+            )
+
+        probabilities = self(images).softmax(dim=1)
+        if not torch.isfinite(probabilities).all():
+            raise ValueError(
+                "the network returns numbers that are not finite: look at its inputs and weights."
+            )
+        return probabilities

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from IPython import get_ipython
 from IPython.display import HTML, display
 from torch import nn
@@ -18,16 +19,28 @@ from torch import nn
 from mnist_mlp.checkpoint import save_weights
 from mnist_mlp.comparison import compare
 from mnist_mlp.data import Splits
+from mnist_mlp.datasets import load
 from mnist_mlp.evaluation import Evaluation
-from mnist_mlp.files import repo_root
+from mnist_mlp.files import atomic_write, repo_root
+from mnist_mlp.identity import describe_training, sha256_of_datasets
+from mnist_mlp.model import EnhancedNet
 from mnist_mlp.plots import training_metrics
 from mnist_mlp.recipe import History, Recipe
+from mnist_mlp.train import fit
 
-DRAWING_SHARE = 0.02  # how much of a training's time may go into drawing live curves
+# Live curves are drawn at most once in so many seconds, and take at most this share of the time.
+SECONDS_BETWEEN_DRAWINGS = 1.0
+DRAWING_SHARE = 0.1
+
+# Entries of a training's identity that may name one of the user's own functions, such as
+# "torch.optim.sgd.SGD (5c9a2b0f6d31)".
+FUNCTIONS = ("optimizer", "schedule", "loss_fn", "augment")
 
 
 def check_parameters() -> None:
     """Check the parameters that papermill has injected, and that outputs can be written.
+
+    Outside IPython there are no injected parameters, so only the outputs are checked.
 
     Raises:
         NameError: A parameter is unknown.
@@ -37,25 +50,36 @@ def check_parameters() -> None:
     output_path("models/enhanced_model.pth")
     output_path("figures/training_metrics.png")
 
+    shell = get_ipython()
+    if shell is None:
+        return
+
     # `papermill -p NAME VALUE` adds a cell after the one that declares the parameters. If no
     # parameter has this name, papermill only warns.
-    executed_cells = get_ipython().user_ns["In"]
-    for declaring_cell, injected_cell in pairwise(executed_cells):
-        if not injected_cell.startswith("# Parameters\n"):
-            continue
+    executed_cells = shell.user_ns["In"]
+    injected_names = []
+    known_names = []
+    for source in executed_cells:
+        if source.startswith("# Parameters\n"):
+            injected_names += assigned_names(source)
+        else:
+            known_names += assigned_names(source)
 
-        known_names = assigned_names(declaring_cell)
-        for name in assigned_names(injected_cell):
-            if name not in known_names:
-                raise NameError(
-                    f"unknown parameter {name!r}: expected one of {', '.join(known_names)}."
-                )
+    for name in injected_names:
+        if name not in known_names:
+            expected = ", ".join(dict.fromkeys(known_names))
+            raise NameError(f"unknown parameter {name!r}: expected one of {expected}.")
 
 
 def assigned_names(source: str) -> list[str]:
-    """Return the names to which a cell assigns values."""
+    """Return the names to which a cell assigns values; none if the cell is not valid Python."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # the cell did not run either
+        return []
+
     names = []
-    for statement in ast.parse(source).body:
+    for statement in statements:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             names.append(statement.targets[0].id)
     return names
@@ -67,9 +91,10 @@ def banner(splits: Splits) -> HTML:
     if splits.name == "mnist":
         return HTML(f"<b>Data: MNIST</b>, {n_images:,} images, every file verified by its SHA-256.")
 
+    name = html.escape(splits.name)
     return HTML(
         '<div style="border: 4px solid #D55E00; padding: 12px; font-size: 120%; color: #D55E00">'
-        f"<b>NOT MNIST. Every number and figure below is about <code>{splits.name}</code>, "
+        f"<b>NOT MNIST. Every number and figure below is about <code>{name}</code>, "
         f"{n_images:,} images.</b><br>{html.escape(splits.warning)}</div>"
     )
 
@@ -88,11 +113,12 @@ def output_path(name: str) -> Path:
     root = os.environ.get("MNIST_MLP_OUTPUT") or repo_root()
     path = Path(root) / name
 
-    # Permissions do not tell whether a disk is read-only, so try it.
+    # Permissions do not tell whether a disk is read-only or lacks a call that `atomic_write` needs,
+    # so try it.
     probe = path.with_name(f".{path.name}.probe")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("?")
+        with atomic_write(probe) as temporary:
+            temporary.write_text("?")
         probe.unlink()
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}. Make its folder writable.") from error
@@ -107,34 +133,74 @@ def published(name: str) -> Path:
 
 def save_figure(name: str) -> None:
     """Save the current figure as `figures/NAME.png`."""
-    plt.gcf().savefig(output_path(f"figures/{name}.png"))
+    with atomic_write(output_path(f"figures/{name}.png")) as temporary:
+        plt.gcf().savefig(temporary, format="png")
+
+
+def is_published_training(splits: Splits, history: History) -> bool:
+    """Return whether this training gives the weights in models/enhanced_model.pth.
+
+    It must be complete, and its identity must be that of the published training: `EnhancedNet` with
+    the initial weights of seed 0, the default recipe, and all of MNIST. The name of the data set
+    does not tell this: a subset of MNIST has the same name.
+    """
+    is_complete = len(history.epochs) == Recipe().epochs
+    if splits.name != "mnist" or history.recipe != Recipe() or not is_complete:
+        return False
+
+    try:
+        mnist = load("mnist", download=False)
+    except FileNotFoundError:  # so these splits are not MNIST's
+        return False
+    if sha256_of_datasets([splits.test]) != sha256_of_datasets([mnist.test]):
+        return False
+
+    # The user's random numbers stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = EnhancedNet()
+
+    published_identity = describe_training(
+        model,
+        train_sets=[mnist.train],
+        validation=mnist.validation,
+        recipe=Recipe(),
+        precision=history.precision,
+        functions={"fit": fit},
+    )
+    return history.identity == published_identity
 
 
 class Outputs:
     """The files that one training writes.
 
-    A complete training with the published recipe on MNIST writes the published files. Any other
+    The published training, and no other, writes the published files; see `is_published_training`.
+    Another network, other initial weights, your own loss, a subset of MNIST or an interrupted
     training writes files of its own: "-tweaked" or the name of the data set is added to the name.
 
-    Attributes:
-        published: Whether this training writes the published files.
-        suffix: What is added to the names of the files: "", "-tweaked" or, for example, "-digits".
+    Args:
+        splits: The data set.
+        history: What `fit` fills. Create both in one cell: then a training that is interrupted
+            cannot write the files of an earlier one.
     """
 
     def __init__(self, splits: Splits, history: History):
         self.splits = splits
         self.history = history
 
-        is_complete = not history.stopped
-        is_default = history.recipe == Recipe()
-        self.published = splits.name == "mnist" and is_default and is_complete
+    @property
+    def published(self) -> bool:
+        """Whether this training, as far as it has come, writes the published files."""
+        return is_published_training(self.splits, self.history)
 
+    @property
+    def suffix(self) -> str:
+        """What is added to the names of the files: "", "-tweaked" or, for example, "-digits"."""
         if self.published:
-            self.suffix = ""
-        elif splits.name == "mnist":
-            self.suffix = "-tweaked"
-        else:
-            self.suffix = f"-{splits.name}"
+            return ""
+        if self.splits.name == "mnist":
+            return "-tweaked"
+        return f"-{self.splits.name}"
 
     def save_figure(self, name: str) -> None:
         """Save the current figure as `figures/NAME.png`, with the suffix after the name."""
@@ -144,12 +210,18 @@ class Outputs:
         """Save the weights and a card that records how they were made; return the weights' path."""
         path = output_path(f"models/enhanced_model{self.suffix}.pth")
         history = self.history
+
+        # The user's own functions took the place of what the recipe names.
+        recipe = history.recipe.asdict()
+        for name in FUNCTIONS:
+            if name in history.identity:
+                recipe[name] = history.identity[name]
+
         save_weights(
             model,
             path,
             dataset=self.splits.name,
-            classes=test.classes,
-            recipe=history.recipe.asdict(),
+            recipe=recipe,
             precision=history.precision,
             best_epoch=history.best_epoch,
             epochs_done=len(history.epochs),
@@ -181,14 +253,61 @@ def comparison_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+# Entries of a training's identity that are too long to show, and what to say if they differ.
+DIGESTS = {
+    "network": "other network",
+    "initial weights (SHA-256)": "other initial weights",
+    "data (SHA-256)": "other data",
+    "fit": "other code of fit",
+}
+
+
+def describe_differences(settings: Mapping, reference: Mapping) -> list[str]:
+    """Return in a few words each how the settings of a run differ from those of another run."""
+    names = {**reference, **settings}
+    differing = [name for name in names if settings.get(name) != reference.get(name)]
+
+    # What follows from another difference is not said.
+    consequences = {"network": "initial weights (SHA-256)", "dataset": "data (SHA-256)"}
+    for cause, consequence in consequences.items():
+        if cause in differing and consequence in differing:
+            differing.remove(consequence)
+
+    descriptions = []
+    for name in differing:
+        value: Any = settings.get(name)
+        if name in DIGESTS:
+            descriptions.append(DIGESTS[name])
+        elif name in FUNCTIONS and value is None:
+            descriptions.append(f"the recipe's {name}")
+        elif name in FUNCTIONS:
+            path, _, _ = value.partition(" (")
+            descriptions.append(f"{name}={path.split('.')[-1]}")
+        else:
+            descriptions.append(f"{name}={value}")
+    return descriptions
+
+
 @dataclass
 class Run:
-    """One training in a notebook: its settings, its history and its evaluation."""
+    """One training in a notebook.
 
-    dataset: str
+    Attributes:
+        settings: The data set's name, and the training's identity with the number of its epochs.
+        history: The metrics of each epoch.
+        validation: The evaluation of the trained model on the validation images.
+        validation_images: The SHA-256 of these images. Only runs with the same can be compared.
+    """
+
     settings: dict
     history: History
     validation: Evaluation
+    validation_images: str
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all epochs of the recipe were trained."""
+        return len(self.history.epochs) == self.history.recipe.epochs
 
 
 class RunLog:
@@ -197,57 +316,71 @@ class RunLog:
     def __init__(self):
         self._runs: dict[str, Run] = {}
 
-    def add(self, dataset: str, history: History, validation: Evaluation) -> None:
-        """Add a run. It replaces an earlier run of the same recipe on the same data set."""
-        settings = {"dataset": dataset}
-        settings.update(history.recipe.asdict())
-        if history.stopped:
-            settings["epochs"] = f"{len(history.epochs)} of {settings['epochs']}"
+    def add(self, splits: Splits, history: History, validation: Evaluation) -> None:
+        """Add a run. It replaces an earlier run of the same training.
 
-        self._runs[repr(settings)] = Run(dataset, settings, history, validation)
+        Args:
+            splits: The data set that the model was trained on.
+            history: What `fit` has returned.
+            validation: The evaluation of the model on `splits.validation`.
+        """
+        settings = {
+            "dataset": splits.name,
+            **history.recipe.asdict(),
+            **history.identity,
+        }
+        run = Run(settings, history, validation, sha256_of_datasets([splits.validation]))
+        if not run.is_complete:
+            settings["epochs"] = f"{len(history.epochs)} of {history.recipe.epochs}"
+
+        self._runs[repr(settings)] = run
 
     def clear(self) -> None:
         """Remove all runs; the next one is the first."""
         self._runs.clear()
 
     def histories(self) -> dict[str, History]:
-        """Return the history of each run by its name, which says how it differs from the first."""
+        """Return the history of each run by its name.
+
+        The name says how the run differs from the first complete one.
+        """
         return {name: run.history for name, run in self._named_runs().items()}
 
     def table(self) -> pd.DataFrame:
-        """Return a table that compares each run with the first run on the same data set."""
-        first_runs: dict[str, Run] = {}
+        """Return a table that compares each run with the first complete run on the same images."""
+        references: dict[str, Run] = {}
+        for run in self._runs.values():
+            if run.is_complete and run.validation_images not in references:
+                references[run.validation_images] = run
+
         rows = {}
         for name, run in self._named_runs().items():
             row = {
                 "epochs": len(run.history.epochs),
                 "seconds": f"{run.history.seconds:.0f}",
                 "validation accuracy": f"{run.validation.accuracy:.2%}",
-                "difference to the first run, in points [95%]": "",
+                "difference to the first complete run, in points [95%]": "",
                 "verdict": "",
             }
 
-            if run.dataset in first_runs:
-                first_correct = first_runs[run.dataset].validation.correct
-                comparison = compare(first_correct, run.validation.correct)
-                row["difference to the first run, in points [95%]"] = str(comparison)
+            reference = references.get(run.validation_images, run)
+            if run is not reference:
+                comparison = compare(reference.validation.correct, run.validation.correct)
+                row["difference to the first complete run, in points [95%]"] = str(comparison)
                 row["verdict"] = comparison.verdict
-            else:
-                first_runs[run.dataset] = run
 
             rows[name] = row
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def _named_runs(self) -> dict[str, Run]:
         runs = list(self._runs.values())
+        complete_runs = [run for run in runs if run.is_complete]
+        candidates = complete_runs or runs
+
         named_runs = {}
         for number, run in enumerate(runs, start=1):
-            changes = []
-            for setting, value in run.settings.items():
-                if value != runs[0].settings[setting]:
-                    changes.append(f"{setting}={value}")
-
             name = f"run {number}"
+            changes = describe_differences(run.settings, candidates[0].settings)
             if changes:
                 name += f" ({', '.join(changes)})"
             named_runs[name] = run
@@ -261,9 +394,9 @@ runs = RunLog()
 def live_curves(earlier: Mapping[str, History] | None = None) -> Callable[[History], None]:
     """Return a function for `fit(on_epoch=...)` that shows the curves so far in a notebook.
 
-    Epochs are skipped so that drawing takes about 2% of the time. After the last epoch the figure
-    disappears, because the notebook draws the final one. It stays if the training is interrupted.
-    Outside a notebook nothing is shown.
+    They are drawn at most once per second, and less often if drawing takes long. After the last
+    epoch the figure disappears, because the notebook draws the final one. If the training ends
+    earlier, the figure stays and shows all complete epochs. Outside a notebook nothing is shown.
 
     Args:
         earlier: The histories of other runs by name, drawn below this one.
@@ -272,32 +405,60 @@ def live_curves(earlier: Mapping[str, History] | None = None) -> Callable[[Histo
         >>> watch = live_curves(runs.histories())
         >>> fit(model, splits.train, splits.validation, recipe, on_epoch=watch)
     """
-    is_in_notebook = getattr(get_ipython(), "kernel", None) is not None
+    shell = get_ipython()
+    is_in_notebook = getattr(shell, "kernel", None) is not None
     if not is_in_notebook:
         return lambda history: None
 
-    handle = display(HTML(""), display_id=True)
-    began = time.perf_counter()
-    drawing_seconds = 0.0
+    return LiveCurves(shell, earlier or {})
 
-    def draw(history: History) -> None:
-        nonlocal drawing_seconds
-        start = time.perf_counter()
+
+class LiveCurves:
+    """The function that `live_curves` returns.
+
+    Args:
+        shell: The notebook's IPython shell.
+        earlier: The histories of other runs by name.
+    """
+
+    def __init__(self, shell: Any, earlier: Mapping[str, History]):
+        self.shell = shell
+        self.earlier = earlier
+        self.handle = display(HTML(""), display_id=True)
+        self.history: History | None = None  # of the training that is running
+        self.epochs_drawn = 0
+        self.next_drawing = 0.0  # in seconds, as `time.perf_counter` counts
+
+    def __call__(self, history: History) -> None:
+        """Draw the curves if it is time to; remove them after the last epoch."""
+        if self.history is None:
+            self.shell.events.register("post_run_cell", self.end_of_cell)
+        self.history = history
 
         is_last_epoch = len(history.epochs) == history.recipe.epochs
         if is_last_epoch:
-            handle.update(HTML(""))
-            return
+            self.handle.update(HTML(""))
+            self.epochs_drawn = len(history.epochs)
+        elif time.perf_counter() >= self.next_drawing:
+            self.draw(history)
 
-        if drawing_seconds > DRAWING_SHARE * (start - began):
-            return
-
-        curves = dict(earlier or {})
-        curves["this run"] = history
-        axes = training_metrics(curves)
+    def draw(self, history: History) -> None:
+        """Draw the curves of all complete epochs in place of the last figure."""
+        start = time.perf_counter()
+        axes = training_metrics({**self.earlier, "this run": history})
         figure = axes[0].figure
-        handle.update(figure)
+        self.handle.update(figure)
         plt.close(figure)  # else the cell would show it a second time when it ends
-        drawing_seconds += time.perf_counter() - start
+        self.epochs_drawn = len(history.epochs)
 
-    return draw
+        end = time.perf_counter()
+        pause = (end - start) / DRAWING_SHARE
+        self.next_drawing = end + max(SECONDS_BETWEEN_DRAWINGS, pause)
+
+    def end_of_cell(self, result: object) -> None:
+        """Draw the epochs that are still missing if the training did not reach its last one."""
+        self.shell.events.unregister("post_run_cell", self.end_of_cell)
+        history = self.history
+        self.history = None
+        if history is not None and len(history.epochs) > self.epochs_drawn:
+            self.draw(history)

@@ -20,6 +20,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: The decoupled weight decay of Muon and AdamW.
         bfloat16: Whether to orthogonalise in bfloat16.
 
+    Raises:
+        ValueError: There is no weight matrix.
+
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
     """
 
@@ -29,6 +32,8 @@ class Muon(torch.optim.Optimizer):
         params = list(params)
         matrices = [parameter for parameter in params if parameter.ndim >= 2]
         biases = [parameter for parameter in params if parameter.ndim < 2]
+        if not matrices:
+            raise ValueError("Muon needs at least one weight matrix, found none.")
 
         self.bfloat16 = bfloat16
         self.adamw = torch.optim.AdamW(

@@ -1,6 +1,7 @@
 """The figures. Each plot function draws on given or new axes, and returns them."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ BLUE = "#0072B2"
 ORANGE = "#D55E00"
 GREY = "#999999"
 
+CAPTION_CHARACTERS = 12  # of a line that is as wide as an image of `sample_grid`
+
 
 def use_style() -> None:
     """Draw all figures of this process in the project's style."""
@@ -29,10 +32,27 @@ def new_axes(width: float, height: float) -> Axes:
     return ax
 
 
+def label_classes(ax: Axes, classes: Sequence[str]) -> None:
+    """Write the names of the classes below the x axis, aslant if they are long."""
+    ax.set_xticks(range(len(classes)), classes)
+    if max(len(name) for name in classes) > 3:
+        ax.tick_params(axis="x", labelrotation=40)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+
+
+def wrapped(caption: str, characters: int = CAPTION_CHARACTERS) -> str:
+    """Return a caption with its long lines broken, so that neighbouring captions do not overlap."""
+    lines = []
+    for line in caption.split("\n"):
+        lines.append(textwrap.fill(line, characters))
+    return "\n".join(lines)
+
+
 def sample_grid(
     images: torch.Tensor, captions: Sequence[str], columns: int = 10, ax: Axes | None = None
 ) -> Axes:
-    """Draw images in rows, each under its caption.
+    """Draw images in rows, each under its caption; long captions are broken into lines.
 
     Args:
         images: uint8 or float of shape (N, 28, 28).
@@ -41,6 +61,7 @@ def sample_grid(
         ax: Where to draw.
     """
     rows = math.ceil(len(images) / columns)
+    captions = [wrapped(caption) for caption in captions]
     caption_lines = 1 + max(caption.count("\n") for caption in captions)
     caption_height = 7 * caption_lines
 
@@ -86,9 +107,9 @@ def class_balance(
         ax.bar(x, shares.numpy(), width * 0.92, label=f"{name} ({len(labels_of_split):,})")
 
     ax.axhline(1 / len(classes), color=GREY, linestyle="--", linewidth=1)
-    ax.set_xticks(range(len(classes)), classes)
+    label_classes(ax, classes)
     ax.set(xlabel="class", ylabel="share of the images", ylim=(0, 1.45 * tallest))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(labels), loc="upper center")
     return ax
@@ -96,6 +117,8 @@ def class_balance(
 
 def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = None) -> np.ndarray:
     """Draw the loss and the accuracy of each epoch, on two axes.
+
+    The axes have room for all epochs of the recipes, also those that are not trained yet.
 
     Args:
         runs: The history of each run by its name. The last one is drawn on top.
@@ -107,6 +130,7 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
     if axes is None:
         _, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     loss_axes, accuracy_axes = axes
+    longest = max(history.recipe.epochs for history in runs.values())
 
     for ax, metric in ((loss_axes, "loss"), (accuracy_axes, "accuracy")):
         for i, (name, history) in enumerate(runs.items()):
@@ -114,12 +138,13 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
             training = [epoch[metric] for epoch in history.epochs]
             validation = [epoch[f"validation_{metric}"] for epoch in history.epochs]
             colour = f"C{i % 6}"
-            ax.plot(x, training, "--", color=colour, linewidth=1.2)
-            ax.plot(x, validation, "-", color=colour, linewidth=2, label=name)
+            # The markers show a single epoch, which has no line.
+            ax.plot(x, training, "--", marker=".", color=colour, linewidth=1.2)
+            ax.plot(x, validation, "-", marker=".", color=colour, linewidth=2, label=name)
 
         ax.plot([], [], "-", color=GREY, label="validation")
         ax.plot([], [], "--", color=GREY, linewidth=1.2, label="training")
-        ax.set_xlabel("epoch")
+        ax.set(xlabel="epoch", xlim=(0.5, longest + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     loss_axes.set(ylabel="cross-entropy (nats, log scale)", yscale="log")
@@ -154,7 +179,7 @@ def probabilities(
     bar_texts = [f"{height:.1%}" if height >= 0.001 else "" for height in heights]
     ax.bar_label(bars, bar_texts, fontsize=9)
 
-    ax.set_xticks(range(len(classes)), classes)
+    label_classes(ax, classes)
     ax.set(xlabel="class", ylabel="probability", ylim=(0, 1.15 * tallest))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="x", visible=False)
@@ -189,7 +214,7 @@ def confusion_matrix(
         colour = "white" if count > 0.6 * shown.max() else "black"
         ax.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=9)
 
-    ax.set_xticks(range(len(classes)), classes)
+    label_classes(ax, classes)
     ax.set_yticks(range(len(classes)), classes)
     ax.set(xlabel="predicted", ylabel="true")
     ax.grid(visible=False)

@@ -89,13 +89,15 @@ class History:
             `loss` and `accuracy` are measured on the augmented training images while training,
             before each update.
             `validation_loss` and `validation_accuracy` are those of the averaged weights.
-            `learning_rate` is the rate at the end of the epoch.
+            `learning_rate` is the rate of the last step of the epoch.
             `seconds` is the duration of the epoch.
             Losses are means over the examples; the validation loss is the cross-entropy in
             nats. Accuracies are from 0 to 1.
         best_epoch: The epoch whose averaged weights the model has: the best, or the last if the
             recipe selects that. The first epoch is 1; 0 means that no epoch is complete.
         stopped: Where the training was stopped early, such as "after epoch 3 of 45"; else "".
+        identity: Everything that determines the result of the training, in plain values: the
+            recipe, the network and its initial weights, the data, your own functions, and versions.
     """
 
     recipe: Recipe
@@ -103,6 +105,7 @@ class History:
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     stopped: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:

@@ -18,15 +18,22 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mnist_mlp.augment import random_warp
-from mnist_mlp.checkpoint import describe_training, load_checkpoint, save_checkpoint
+from mnist_mlp.checkpoint import load_checkpoint, save_checkpoint
 from mnist_mlp.checks import (
+    check_augmentation,
     check_custom_functions,
-    check_model,
+    check_loss,
     check_training_sets,
+    create_optimizer,
+    create_scheduler,
     warn_if_constant_prediction,
+    warn_if_rate_of_adamw,
+    warn_if_shared_images,
+    warn_if_stepped_by_epoch,
 )
 from mnist_mlp.data import Augmentation, Batch, ImageDataset, batches, epoch_generator
-from mnist_mlp.evaluation import check_network, device_of, evaluate
+from mnist_mlp.evaluation import check_network, check_outputs, check_weights, device_of, evaluate
+from mnist_mlp.identity import describe_training
 from mnist_mlp.optim import Muon, constant_rate, multiplies_bfloat16, one_cycle
 from mnist_mlp.recipe import History, Recipe
 
@@ -75,9 +82,9 @@ def fit(
             images of shape (N, 28, 28) from 0 to 1 and a `torch.Generator`.
         checkpoint: A file that `fit` saves after every epoch. The same call continues from it. The
             result is bit-identical to that of an uninterrupted training; with dropout, this holds
-            on the CPU only. A checkpoint is refused if the settings, the initial weights or the
-            data differ. Edited code is not noticed: delete the file then. To continue, create the
-            model with the same `torch.manual_seed`, torch version and number of threads.
+            on the CPU only. A checkpoint is refused if the settings, the code, the initial weights
+            or the data differ. To continue, create the model with the same `torch.manual_seed`,
+            torch version and number of threads.
         on_epoch: A function that `fit` calls with the history after each epoch. If it returns
             True, the training stops. A checkpoint does not record this stop: the same call
             continues the training.
@@ -93,8 +100,9 @@ def fit(
             another training. Nothing is trained.
         FloatingPointError: The loss diverges.
 
-    Warns if the model predicts the same class for all validation images after half of the epochs
-    or after the last one.
+    Warns if something is probably not meant: a learning rate of another optimizer, validation
+    images that are training images too, a schedule that is almost at zero after the first epoch, or
+    the same prediction for all validation images, after half of the epochs or after the last one.
 
     Example:
         >>> splits = load("mnist")
@@ -111,25 +119,40 @@ def fit(
     check_training_sets(train_sets, validation, recipe.batch_size)
     check_custom_functions(recipe, train_sets, optimizer, schedule, loss_fn, augment)
     check_network(model)
-
-    # A checkpoint names these functions; the optimizer is described by its settings.
-    custom_functions = {"schedule": schedule, "loss_fn": loss_fn, "augment": augment}
+    warn_if_rate_of_adamw(recipe, optimizer)
 
     if recipe.device is not None:
         model.to(recipe.device)
     device = device_of(model)
     train_sets = [train_set.to(device) for train_set in train_sets]
     validation = validation.to(device)
-    check_model(model, validation)
-
     precision = resolve_precision(recipe.precision, device)
-    if history is None:
-        history = History(recipe)
-    history.recipe = recipe
-    history.precision = precision
-    history.epochs = []
-    history.best_epoch = 0
-    history.stopped = ""
+
+    # A network or function with random numbers must not draw others because it was checked.
+    with torch.random.fork_rng(devices=[]):
+        check_outputs(model, validation)
+        check_weights(model)
+        if loss_fn is not None:
+            check_loss(loss_fn, model, train_sets[0])
+        if augment is not None:
+            check_augmentation(augment, train_sets[0])
+    if recipe.select == "best epoch":
+        warn_if_shared_images(train_sets, validation)
+
+    identity = describe_training(
+        model=model,
+        train_sets=train_sets,
+        validation=validation,
+        recipe=recipe,
+        precision=precision,
+        functions={
+            "fit": fit,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "loss_fn": loss_fn,
+            "augment": augment,
+        },
+    )
 
     # Several training sets take turns.
     train_set_by_epoch = [train_sets[i % len(train_sets)] for i in range(recipe.epochs)]
@@ -137,6 +160,7 @@ def fit(
     total_steps = sum(steps_by_epoch)
 
     # Your own functions, or those that the recipe names.
+    has_own_schedule = schedule is not None
     if optimizer is None:
         optimizer = default_optimizer(recipe, precision)
     if schedule is None:
@@ -146,37 +170,43 @@ def fit(
     if augment is None:
         augment = default_augmentation(recipe)
 
-    model_optimizer = optimizer(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    scheduler = schedule(model_optimizer, total_steps)
+    model_optimizer = create_optimizer(optimizer, model, recipe)
+    scheduler = create_scheduler(schedule, model_optimizer, total_steps)
+    first_rate = float(scheduler.get_last_lr()[0])
+
+    # `evaluate` compares these with a data set's; `save_weights` writes them into the card.
+    model.class_names = validation.classes  # type: ignore[assignment]
 
     # A copy of the model whose weights follow the model's weights slowly.
     average = AveragedModel(model, multi_avg_fn=partial(update_average, decay=recipe.ema_decay))
     best_weights = None
 
+    state = None
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        identity = describe_training(
-            settings={**recipe.asdict(), "precision": precision},
-            model=model,
-            optimizer=model_optimizer,
-            functions=custom_functions,
-            datasets=[*train_sets, validation],
-        )
         state = load_checkpoint(checkpoint, identity)
-        if state is not None:
-            model.load_state_dict(state["model"])
-            average.load_state_dict(state["average"])
-            model_optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            torch.set_rng_state(state["torch_rng"])
-            best_weights = state["best_weights"]
-            history.epochs = state["epochs"]
-            history.best_epoch = state["best_epoch"]
 
-            if len(history.epochs) == recipe.epochs:
-                warnings.warn(f"{checkpoint} is complete: nothing was trained.", stacklevel=2)
+    if history is None:
+        history = History(recipe)
+    history.recipe = recipe
+    history.precision = precision
+    history.identity = identity
+    history.epochs = []
+    history.best_epoch = 0
+    history.stopped = ""
+
+    if state is not None:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        model_optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["torch_rng"])
+        best_weights = state["best_weights"]
+        history.epochs = state["epochs"]
+        history.best_epoch = state["best_epoch"]
+
+        if len(history.epochs) == recipe.epochs:
+            warnings.warn(f"{checkpoint} is complete: nothing was trained.", stacklevel=2)
 
     bar = tqdm(
         total=recipe.epochs,
@@ -193,24 +223,26 @@ def fit(
             generator = epoch_generator(recipe.seed, epoch)
             train_set = train_set_by_epoch[epoch - 1]
             epoch_batches = batches(train_set, recipe.batch_size, generator, augment)
-            loss, accuracy = train_epoch(
+            loss, accuracy, learning_rate = train_epoch(
                 epoch_batches,
                 model,
                 model_optimizer,
                 scheduler,
                 average,
                 loss_fn,
-                recipe.distillation_temperature,
+                recipe,
                 precision,
             )
+            if has_own_schedule and epoch == 1 and recipe.epochs > 1:
+                warn_if_stepped_by_epoch(first_rate, learning_rate)
 
-            result = evaluate(average.module, validation)
-            if not math.isfinite(result.loss):
+            try:
+                result = evaluate(average.module, validation)
+            except FloatingPointError as error:
                 raise FloatingPointError(
-                    f"the validation loss is {result.loss} after epoch {epoch}: the weights are "
-                    "useless. The likely cause is the learning rate "
-                    f"({recipe.learning_rate:.3g}): try a tenth."
-                )
+                    f"after epoch {epoch}, {error} The likely cause is the recipe's learning rate, "
+                    f"{recipe.learning_rate:.3g}: try a tenth."
+                ) from error
             if epoch in (math.ceil(recipe.epochs / 2), recipe.epochs):
                 warn_if_constant_prediction(
                     result, epoch, sum(steps_by_epoch[:epoch]), recipe.learning_rate
@@ -222,7 +254,7 @@ def fit(
                 {
                     "loss": loss,
                     "accuracy": accuracy,
-                    "learning_rate": float(scheduler.get_last_lr()[0]),
+                    "learning_rate": learning_rate,
                     "validation_loss": result.loss,
                     "validation_accuracy": result.accuracy,
                     "seconds": time.perf_counter() - start,
@@ -274,12 +306,13 @@ def train_epoch(
     scheduler: LRScheduler,
     average: AveragedModel,
     loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    temperature: float,
+    recipe: Recipe,
     precision: str,
-) -> tuple[float, float]:
-    """Take one step per batch; return the mean loss and the accuracy on these batches.
+) -> tuple[float, float, float]:
+    """Take one step per batch; return the mean loss, the accuracy, and the last learning rate.
 
-    Both are means over the examples, measured while training, before each update.
+    The loss and the accuracy are means over the examples, measured while training, before each
+    update.
 
     Args:
         epoch_batches: Batches of images, labels, and teacher logits or None.
@@ -288,7 +321,7 @@ def train_epoch(
         scheduler: The schedule of the learning rate. It is stepped after every batch.
         average: The moving average of the weights. It is updated after every batch.
         loss_fn: The loss of a batch without teacher logits.
-        temperature: The temperature of the distillation loss of a batch with teacher logits.
+        recipe: The hyperparameters; its temperature is for batches with teacher logits.
         precision: "bfloat16" computes the matrix products of the network in bfloat16.
 
     Raises:
@@ -298,6 +331,7 @@ def train_epoch(
     loss_sum = 0.0
     correct = 0
     seen = 0
+    learning_rate = 0.0
 
     for images, labels, teacher_logits in epoch_batches:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -307,13 +341,14 @@ def train_epoch(
         if teacher_logits is None:
             loss = loss_fn(logits, labels)
         else:
-            loss = distillation_loss(logits, teacher_logits, temperature)
+            loss = distillation_loss(logits, teacher_logits, recipe.distillation_temperature)
 
         mean_loss = loss.item()
+        learning_rate = float(scheduler.get_last_lr()[0])
         if not math.isfinite(mean_loss):
             raise FloatingPointError(
-                f"the loss became {mean_loss}. The likely cause is the learning rate "
-                f"({scheduler.get_last_lr()[0]:.3g} at this step): try a tenth."
+                f"the loss became {mean_loss}. The likely cause is the recipe's learning rate, "
+                f"{recipe.learning_rate:.3g} (at this step {learning_rate:.3g}): try a tenth."
             )
 
         optimizer.zero_grad()
@@ -326,7 +361,7 @@ def train_epoch(
         correct += int((logits.argmax(dim=1) == labels).sum())
         seen += len(labels)
 
-    return loss_sum / seen, correct / seen
+    return loss_sum / seen, correct / seen, learning_rate
 
 
 def distillation_loss(

@@ -1,21 +1,28 @@
 """A folder of pictures, with one folder per class, as a data set."""
 
+import re
 import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset, Splits, stratified_split
+
+# One picture of each class for the training, one for the validation and one for the test set.
+MINIMUM_PER_CLASS = 3
 
 
 def load_folder(path: str | Path, seed: int = 0) -> Splits:
     """Return the pictures in a folder as training, validation and test images.
 
     The folder holds one folder of pictures per class, named by the class. If all names are
-    digits, the classes are all ten digits, so that a network trained on MNIST fits. A fifth of
-    the pictures becomes the test set, and a twelfth of the rest the validation set.
+    digits, the classes are all ten digits, so that a network trained on MNIST fits. Otherwise the
+    classes have the order of their names, and numbers in names count as numbers: "2" comes before
+    "10". A fifth of the pictures becomes the test set, and a twelfth of the rest the validation
+    set. Each class has at least one picture in each of the three.
 
     The folder may instead hold two folders, `train` and `test`, each with one folder of pictures
     per class. A twelfth of `train` becomes the validation set.
@@ -28,20 +35,32 @@ def load_folder(path: str | Path, seed: int = 0) -> Splits:
         OSError: There is no such folder, or a file cannot be read.
         ValueError: The folders or their pictures cannot be used; the message says why.
     """
-    path = Path(path)
-    names = [folder.name for folder in _folders_in(path)]
+    if not str(path):
+        raise ValueError("load_folder takes the path of a folder, found an empty one.")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder {path.absolute()}: check its name.")
+    if not path.is_dir():
+        raise NotADirectoryError(
+            f"{path} is a file, expected a folder with one folder of pictures per class: "
+            "unpack it if it is an archive."
+        )
+
+    names = _class_names(path)
 
     # If `train` holds no folders, the two are classes called test and train.
-    if names == ["test", "train"] and _folders_in(path / "train"):
-        train = _read_classes(path / "train", minimum=2)
-        test = _read_classes(path / "test", minimum=2)
-        if train.classes != test.classes:
+    if names == ["test", "train"] and _class_names(path / "train"):
+        train_names = _class_names(path / "train")
+        test_names = _class_names(path / "test")
+        if train_names != test_names:
             raise ValueError(
                 f"{path}: train and test must have the same classes, found "
-                f"{' '.join(train.classes)} in train, {' '.join(test.classes)} in test."
+                f"{' '.join(train_names)} in train, {' '.join(test_names)} in test."
             )
+        train = _read_classes(path / "train", minimum=2)
+        test = _read_classes(path / "test", minimum=1)
     else:
-        everything = _read_classes(path, minimum=3)  # one for each of the three splits
+        everything = _read_classes(path, MINIMUM_PER_CLASS)
         kept, held_out = stratified_split(everything.labels, holdout_fraction=1 / 5, seed=seed)
         train = everything.subset(kept)
         test = everything.subset(held_out)
@@ -54,26 +73,35 @@ def load_folder(path: str | Path, seed: int = 0) -> Splits:
 
 def _read_classes(path: Path, minimum: int) -> ImageDataset:
     """Return the pictures of all classes; each class must have at least `minimum` of them."""
-    folders = _folders_in(path)
-    if len(folders) < 2:
+    names = _class_names(path)
+    if len(names) < 2:
         raise ValueError(
-            f"{path} must hold two or more folders, one per class: {len(folders)} found."
+            f"{path} must hold two or more folders, one per class: {len(names)} found."
         )
 
-    classes = tuple(folder.name for folder in folders)
+    # A picture that lies beside the folders has no class. Other files, such as notes, may be there.
+    picture_suffixes = Image.registered_extensions()
+    for file in _visible(path):
+        if file.is_file() and file.suffix.lower() in picture_suffixes:
+            raise ValueError(
+                f"{file} lies beside the folders of the classes: move it into one of them."
+            )
+
+    classes = tuple(names)
     if set(classes) <= set(ImageDataset.classes):
         classes = ImageDataset.classes
 
     files = []
     labels = []
-    for folder in folders:
-        pictures = _pictures_in(folder)
+    for name in names:
+        pictures = _pictures_in(path / name)
         if len(pictures) < minimum:
             raise ValueError(
-                f"{folder} holds {len(pictures)} pictures, expected at least {minimum} per class."
+                f"{path / name} holds {len(pictures)} pictures, "
+                f"expected at least {minimum} per class."
             )
         files += pictures
-        labels += [classes.index(folder.name)] * len(pictures)
+        labels += [classes.index(name)] * len(pictures)
 
     takes_seconds = len(files) >= 500
     progress = tqdm(files, "Pictures", unit="picture", file=sys.stdout, disable=not takes_seconds)
@@ -81,16 +109,29 @@ def _read_classes(path: Path, minimum: int) -> ImageDataset:
     return ImageDataset(images, torch.tensor(labels), classes)
 
 
-def _folders_in(path: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden ones."""
-    return sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name[0] != ".")
+def _class_names(path: Path) -> list[str]:
+    """Return the names of the folders in a folder; numbers in names are sorted as numbers."""
+    names = [entry.name for entry in _visible(path) if entry.is_dir()]
+    return sorted(sorted(names), key=_natural_order)  # "01" and "1" always in the same order
+
+
+def _natural_order(name: str) -> list[str | int]:
+    """Return the parts of a name, alternately text and a number, by which names are sorted."""
+    parts: list[str | int] = []
+    for part in re.split(r"(\d+)", name):
+        parts.append(int(part) if part.isdecimal() else part)
+    return parts
 
 
 def _pictures_in(folder: Path) -> list[Path]:
     """Return the files in the folder of one class, sorted by name, without hidden ones."""
-    inner_folders = _folders_in(folder)
-    if inner_folders:
-        raise ValueError(
-            f"{inner_folders[0]} is a folder: {folder} must hold the pictures of one class."
-        )
-    return sorted(file for file in folder.iterdir() if file.name[0] != ".")
+    files = sorted(_visible(folder))
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder: {folder} must hold the pictures of one class.")
+    return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, in no particular order, without hidden ones."""
+    return [entry for entry in folder.iterdir() if entry.name[0] != "."]

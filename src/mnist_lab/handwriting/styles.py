@@ -5,8 +5,8 @@ smooth curve through its points. " / " begins the next stroke, at a corner or wh
 lifted.
 """
 
-# One person's digits. The 1 has a long upstroke and the 7 has a bar, as in continental Europe.
-# No network is trained on them.
+# The digits of an imagined person. The 1 has a long upstroke and the 7 has a bar, as in continental
+# Europe. No network is trained on them.
 ONE_PERSON = {
     "0": "38,2 14,22 8,55 22,94 48,96 64,60 58,20 38,2",
     "1": "2,40 24,24 46,3 / 46,3 44,50 41,98",

@@ -1,4 +1,4 @@
-"""Synthetic handwriting: digits drawn by this repository, as training images and as photos."""
+"""Synthetic handwriting: digits drawn by this repository, as training images and as pictures."""
 
 from pathlib import Path
 
@@ -121,17 +121,18 @@ def _draw(lines: list[np.ndarray], size: tuple[int, int], pen: float) -> np.ndar
 
 
 def write_samples(folder: str | Path, each: int = 6, seed: int = 0) -> list[tuple[Path, str]]:
-    """Write photos of one person's digits: ink on grainy paper, JPEG files of 320x320 pixels.
+    """Write drawn digits that imitate photos: ink on grainy paper, JPEG files of 320x320 pixels.
 
-    Each photo has a random pen, slant, position and light.
+    They have the forms in `styles.ONE_PERSON`, on which no network is trained. Each has a random
+    pen, slant, position and light.
 
     Args:
         folder: The folder to write them in. It is made if there is none.
-        each: The number of photos of each digit.
-        seed: The seed of the random numbers. The same seed gives the same photos.
+        each: The number of pictures of each digit.
+        seed: The seed of the random numbers. The same seed gives the same pictures.
 
     Returns:
-        The path and the digit of each photo.
+        The path and the digit of each picture.
     """
     rng = np.random.default_rng(seed)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -146,12 +147,12 @@ def write_samples(folder: str | Path, each: int = 6, seed: int = 0) -> list[tupl
 
 
 def render_photo(digits: str, rng: np.random.Generator, height: int) -> Image.Image:
-    """Return a photo of one person's digits side by side, dark ink on paper.
+    """Return drawn digits side by side that imitate a photo, dark ink on paper.
 
     Args:
-        digits: The digits from left to right.
+        digits: The digits from left to right, each in the form of `styles.ONE_PERSON`.
         rng: Draws the hand, the pen, the paper and the light.
-        height: The height of the photo in pixels.
+        height: The height of the picture in pixels.
     """
     # In units of the height, the first digit begins at 0.3, and every further one 0.6 after the
     # one before it.

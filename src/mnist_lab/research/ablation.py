@@ -111,8 +111,8 @@ def ablation_table(record: dict) -> pd.DataFrame:
     """Return a row for each configuration, with a comparison to an earlier one.
 
     A row has the mean and the standard deviation over the seeds. The comparison has the difference
-    of the means and two p-values: from a t-test that pairs the seeds, and from McNemar's test on
-    the images of seed 0.
+    of the means and the p-value of a t-test that pairs the seeds, both over the seeds that the two
+    have in common, and the p-value of McNemar's test on the images of seed 0.
     """
     from scipy.stats import ttest_rel
 
@@ -138,11 +138,12 @@ def ablation_table(record: dict) -> pd.DataFrame:
         earlier_name = configuration["compared_with"]
         if earlier_name:
             earlier_accuracy = accuracies[earlier_name]
-            points = 100 * (mean(accuracy) - mean(earlier_accuracy))
-
-            # A configuration may have more seeds than the other: the t-test takes the common ones.
+            # A configuration may have more seeds than the other: both take the common ones.
             n_seeds = min(len(accuracy), len(earlier_accuracy))
-            seeds_test = ttest_rel(accuracy[:n_seeds], earlier_accuracy[:n_seeds])
+            common = accuracy[:n_seeds]
+            earlier_common = earlier_accuracy[:n_seeds]
+            points = 100 * (mean(common) - mean(earlier_common))
+            seeds_test = ttest_rel(common, earlier_common)
 
             earlier_run = configurations[earlier_name]["runs"][0]
             images_test = compare(

@@ -95,5 +95,5 @@ def reliability_curve(evaluation: Evaluation, ax: Axes | None = None) -> Axes:
     )
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # below, on no point
     return ax

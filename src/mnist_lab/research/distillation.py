@@ -1,7 +1,7 @@
 """Distillation: a teacher's logits for augmented images, computed once for all students."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from mnist_mlp.augment import random_warp
 from mnist_mlp.data import ImageDataset, epoch_generator
 from mnist_mlp.evaluation import evaluate
 from mnist_mlp.files import atomic_write, repo_root
+from mnist_mlp.identity import sha256_of
 
 
 def precompute_teacher_logits(
@@ -41,10 +42,13 @@ def precompute_teacher_logits(
     Returns:
         One data set per copy, with uint8 images and float16 `teacher_logits` of shape (N, classes).
 
-    Raises ValueError if a teacher has another number of classes than the data set.
+    Raises ValueError if a teacher has other classes than the data set, or the precision is unknown.
     Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
     teacher and student must see the same augmented image.
     """
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be 'float32' or 'bfloat16', found {precision!r}.")
+
     device = next(teachers[0].parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     bar = tqdm(range(copies), "Teacher logits", unit="copy", file=sys.stdout, disable=not progress)
@@ -62,27 +66,44 @@ def precompute_teacher_logits(
             on_device = augmented.to(device)
             logits = [evaluate(teacher, on_device).logits for teacher in teachers]
 
-        for teacher_logits in logits:
-            if teacher_logits.shape[1] != len(dataset.classes):
-                raise ValueError(
-                    f"a teacher has {teacher_logits.shape[1]} classes, "
-                    f"but the data set has {len(dataset.classes)}."
-                )
-
         sets.append(replace(augmented, teacher_logits=torch.stack(logits).mean(0).half()))
     return sets
 
 
-def save_distillation_sets(sets: Sequence[ImageDataset], path: str | Path) -> None:
-    """Save the images and teacher logits of augmented copies, without the labels."""
+def save_distillation_sets(
+    sets: Sequence[ImageDataset],
+    dataset: ImageDataset,
+    path: str | Path,
+    source: Mapping | None = None,
+) -> None:
+    """Save the images and teacher logits of augmented copies, without the labels.
+
+    Args:
+        sets: The copies, as `precompute_teacher_logits` returns them.
+        dataset: The original data set. The file can be loaded for this one only.
+        path: The file.
+        source: What the copies were made from, in plain values, for `read_source`.
+
+    Raises ValueError if there are no copies, or one has no teacher logits.
+    """
     images = []
     logits = []
     for augmented in sets:
+        if augmented.teacher_logits is None:
+            raise ValueError(
+                "a copy has no teacher logits: use the sets that precompute_teacher_logits returns."
+            )
         images.append(augmented.images)
-        if augmented.teacher_logits is not None:  # always so, but mypy cannot know
-            logits.append(augmented.teacher_logits)
+        logits.append(augmented.teacher_logits)
+    if not sets:
+        raise ValueError("sets must hold at least one copy, found none.")
 
-    content = {"images": torch.stack(images), "teacher_logits": torch.stack(logits)}
+    content = {
+        "images": torch.stack(images),
+        "teacher_logits": torch.stack(logits),
+        "dataset": describe_dataset(dataset),
+        "source": dict(source or {}),
+    }
     with atomic_write(Path(path)) as file:
         torch.save(content, file)
 
@@ -94,19 +115,52 @@ def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[Imag
         path: The file; a relative path starts at the root of the repository.
         dataset: The original data set, from which the copies take their labels.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it holds copies of another
-    number of images.
+    Raises FileNotFoundError if there is no such file, ValueError if it is damaged or holds copies
+    of another data set.
     """
     path = repo_root() / path
-    if not path.exists():
-        raise FileNotFoundError(f"there are no teacher logits in {path}: run `make ablation`.")
-
-    content = torch.load(path, weights_only=True, mmap=True)
-    n_images = content["images"].shape[1]
-    if n_images != len(dataset):
-        raise ValueError(f"{path} holds copies of {n_images:,} images, expected {len(dataset):,}.")
+    content = _read_file(path)
+    if content["dataset"] != describe_dataset(dataset):
+        raise ValueError(
+            f"{path} belongs to other images, labels or class names than this data set: use the "
+            "data set that it was made for, or delete it and make it again."
+        )
 
     sets = []
     for images, logits in zip(content["images"], content["teacher_logits"], strict=True):
         sets.append(replace(dataset, images=images, teacher_logits=logits))
     return sets
+
+
+def read_source(path: str | Path) -> dict:
+    """Return what the copies in a file were made from, as `save_distillation_sets` was told.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it is damaged.
+    """
+    return _read_file(repo_root() / path)["source"]
+
+
+def describe_dataset(dataset: ImageDataset) -> dict[str, str | list[str]]:
+    """Return the digest of a data set's images and labels, and its class names."""
+    return {
+        "sha256": sha256_of([dataset.images, dataset.labels]),
+        "classes": list(dataset.classes),
+    }
+
+
+def _read_file(path: Path) -> dict:
+    """Return the content of a file that `save_distillation_sets` wrote."""
+    if not path.exists():
+        raise FileNotFoundError(f"there are no teacher logits in {path}: run `make ablation`.")
+
+    advice = "Delete it and make it again, for example with `make ablation`."
+    try:
+        content = torch.load(path, weights_only=True, mmap=True)
+    except Exception as error:  # torch raises all kinds of errors on foreign bytes
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged: {reason:.200}. {advice}") from error
+
+    expected_entries = {"images", "teacher_logits", "dataset", "source"}
+    if not isinstance(content, dict) or content.keys() != expected_entries:
+        raise ValueError(f"{path} holds no teacher logits of this version. {advice}")
+    return content

@@ -19,13 +19,15 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from torch import nn
 from tqdm import tqdm
 
+import mnist_mlp
 from mnist_lab.research.convnet import ConvNet
 from mnist_lab.research.distillation import load_distillation_sets
 from mnist_lab.research.strong_augment import strong_augment
 from mnist_mlp.checkpoint import read_card, save_weights
-from mnist_mlp.data import concatenate
+from mnist_mlp.data import ImageDataset, concatenate
 from mnist_mlp.datasets import load
 from mnist_mlp.files import read_json, write_json
+from mnist_mlp.identity import sha256_of_datasets
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.recipe import Recipe
 from mnist_mlp.train import default_augmentation, fit, resolve_precision
@@ -41,9 +43,33 @@ RUN_DEFAULTS: dict[str, Any] = {
     "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
 }
 
-# A record of another version is not used. Raise the number when the same fields no longer give the
-# same training.
-VERSION = {"record": 4, "torch": str(torch.__version__)}
+# The modules that no training uses: if they change, the records stay valid.
+NOT_IN_TRAINING = ("notebook.py", "plots.py")
+
+
+def training_files() -> list[Path]:
+    """Return the source files that determine the result of a run."""
+    core = Path(mnist_mlp.__file__).parent
+    research = Path(__file__).parent
+    files = [path for path in sorted(core.glob("*.py")) if path.name not in NOT_IN_TRAINING]
+    for name in ("__init__", "convnet", "distillation", "strong_augment", "sweep"):
+        files.append(research / f"{name}.py")
+    return files
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of the source files that determine the result of a run."""
+    sha256 = hashlib.sha256()
+    for path in training_files():
+        sha256.update(path.name.encode())
+        sha256.update(path.read_text(encoding="utf-8").encode())  # alike on Windows
+    return sha256.hexdigest()
+
+
+# What the result of a run depends on besides its fields and its data. A record holds all three, and
+# if one differs, the run is trained again. Computed once, because later edits of the files do not
+# change the code that runs.
+VERSION = {"torch": str(torch.__version__), "code": code_digest()}
 
 
 def with_defaults(run: dict) -> dict:
@@ -53,10 +79,18 @@ def with_defaults(run: dict) -> dict:
 
     Raises:
         TypeError: A field is unknown or has a value of another type.
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or the data set is "auto".
     """
     extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
 
+    if extras["dataset"] == "auto":  # its records would be those of one or the other data set
+        raise ValueError(
+            "dataset must name one data set, found 'auto': use the name of the one that was "
+            "loaded, load('auto').name."
+        )
+    for name in ("dataset", "teacher_logits"):
+        if not isinstance(extras[name], str):
+            raise TypeError(f"{name} must be a string, found {extras[name]!r}.")
     if extras["model"] not in MODELS:
         expected = " or ".join(map(repr, MODELS))
         raise ValueError(f"model must be {expected}, found {extras['model']!r}.")
@@ -68,6 +102,13 @@ def with_defaults(run: dict) -> dict:
         )
 
     recipe = recipe_of(run)
+    is_elastic = recipe.elastic_strength != Recipe.elastic_strength
+    if is_elastic and recipe.augment_strength == 0:  # `fit` does not see both of a disturbed run
+        raise ValueError(
+            "elastic_strength would be ignored, because it is multiplied by augment_strength, "
+            "which is 0: leave one of the two out."
+        )
+
     precision = resolve_precision(recipe.precision, recipe.device or "cpu")
     return {**extras, **recipe.asdict(), "precision": precision}
 
@@ -95,6 +136,9 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     of a failed run has only `run`, `version` and `failed`, which is the reason. Remove its file to
     try again.
 
+    A record is used only for the same data, code and torch: `version` holds their digests. If one
+    differs, the sweep says so and trains the run again.
+
     Args:
         runs: For each run, the fields of `Recipe` that differ from the default. A run may also
             have `dataset`, `model` ("EnhancedNet" or "ConvNet"), `teacher_logits` (a file that
@@ -103,13 +147,15 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
         folder: Where the records and weights go. A record is the JSON file that `save_weights`
             writes beside the weights (the card).
         threads: The number of threads of each run. The sweep trains `cpu_count() // threads` runs
-            at a time, or one per worker of a `cluster`.
+            at a time, or one per worker of a `cluster`. A record of another number of threads is
+            used, although rounding errors differ.
 
     Returns:
         A record for each run, in the order of `runs`.
 
     Raises:
         TypeError, ValueError: A run is invalid. Nothing is trained.
+        OSError: The data or the teacher logits of a run cannot be read. Nothing is trained.
 
     Example:
         >>> records = sweep([{"epochs": 5, "seed": seed} for seed in range(3)], "records")
@@ -118,17 +164,19 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     folder = Path(folder)
     runs_by_name = {run_name(run): with_defaults(run) for run in runs}
 
+    versions = versions_of(runs_by_name)
+
     records = {}
-    to_train = {}
+    jobs = []
     for name, run in runs_by_name.items():
-        record = read_record(folder / f"{name}.json", run)
+        record = read_record(folder / f"{name}.json", run, versions[name])
         if record is None:
-            to_train[name] = run
+            jobs.append(delayed(_train)(name, run, threads, versions[name]))
         else:
             records[name] = record
 
     workers = Parallel(max(1, cpu_count() // threads), return_as="generator_unordered")
-    trained = workers(delayed(_train)(name, run, threads) for name, run in to_train.items())
+    trained = workers(jobs)
     progress = tqdm(
         trained, "Sweep", total=len(runs_by_name), initial=len(records), file=sys.stdout
     )
@@ -153,12 +201,50 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     return [records[run_name(run)] for run in runs]
 
 
-def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
+def versions_of(runs_by_name: dict[str, dict]) -> dict[str, dict[str, str]]:
+    """Return the version of each run: `VERSION` and the digest of the run's data.
+
+    Runs on the same data load it only once.
+    """
+    versions = {}
+    digests: dict[tuple, str] = {}
+    for name, run in runs_by_name.items():
+        data_fields = (run["dataset"], run["all_images"], run["teacher_logits"])
+        if data_fields not in digests:
+            train_sets, validation = load_data(run)
+            digests[data_fields] = data_digest(train_sets, validation)
+        versions[name] = {**VERSION, "data": digests[data_fields]}
+    return versions
+
+
+def load_data(run: dict) -> tuple[list[ImageDataset], ImageDataset]:
+    """Return the training sets and the validation set of a run."""
+    splits = load(run["dataset"], download=False)
+    images = splits.train
+    if run["all_images"]:
+        images = concatenate(splits.train, splits.validation)
+
+    train_sets = [images]
+    if run["teacher_logits"]:
+        train_sets = load_distillation_sets(run["teacher_logits"], images)
+    return train_sets, splits.validation
+
+
+def data_digest(train_sets: list[ImageDataset], validation: ImageDataset) -> str:
+    """Return the SHA-256 of images, labels, class names and teacher logits."""
+    tensors = sha256_of_datasets([*train_sets, validation])
+    names = [dataset.classes for dataset in (*train_sets, validation)]
+    return hashlib.sha256(json.dumps([tensors, names]).encode()).hexdigest()
+
+
+def train_run(run: dict, threads: int, version: dict[str, str]) -> tuple[nn.Module | None, dict]:
     """Train a run in this process.
 
     Args:
         run: A run with all its fields, as `with_defaults` returns it.
         threads: The number of threads.
+        version: The run's version where `sweep` was called, as `versions_of` returns it. If this
+            process has other data or code, as a worker on another machine may, the training fails.
 
     Returns:
         The model and its record. If the training fails, the model is None, and the record has the
@@ -166,14 +252,14 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
     """
     torch.set_num_threads(threads)
     try:
-        splits = load(run["dataset"], download=False)
-        images = splits.train
-        if run["all_images"]:
-            images = concatenate(splits.train, splits.validation)
-
-        train_sets = [images]
-        if run["teacher_logits"]:
-            train_sets = load_distillation_sets(run["teacher_logits"], images)
+        train_sets, validation = load_data(run)
+        version_here = {**VERSION, "data": data_digest(train_sets, validation)}
+        if version_here != version:
+            reason = (
+                f"a worker has {differences(version_here, version)} than the process that called "
+                "sweep: give both the same package, and the same files in MNIST_ROOT."
+            )
+            return None, {"run": run, "version": version_here, "failed": reason}
 
         recipe = recipe_of(run)
         augment = None
@@ -188,15 +274,15 @@ def train_run(run: dict, threads: int) -> tuple[nn.Module | None, dict]:
             )
 
         torch.manual_seed(run["seed"])
-        model = MODELS[run["model"]](len(images.classes))
-        history = fit(model, train_sets, splits.validation, recipe, augment=augment, progress=False)
+        model = MODELS[run["model"]](len(validation.classes))
+        history = fit(model, train_sets, validation, recipe, augment=augment, progress=False)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        return None, {"run": run, "version": VERSION, "failed": reason}
+        return None, {"run": run, "version": version, "failed": reason}
 
     record = {
         "run": run,
-        "version": VERSION,
+        "version": version,
         "threads": threads,
         "validation_accuracy": history.validation_accuracy,
         "best_epoch": history.best_epoch,
@@ -218,10 +304,12 @@ def _strong_augmentation(recipe: Recipe, strong_fraction: float) -> Callable[...
     return augment
 
 
-def _train(name: str, run: dict, threads: int) -> tuple[str, nn.Module | None, dict]:
+def _train(
+    name: str, run: dict, threads: int, version: dict[str, str]
+) -> tuple[str, nn.Module | None, dict]:
     """Train a run in a worker. The name identifies the result, as runs end in any order."""
     end_with_parent()
-    model, record = train_run(run, threads)
+    model, record = train_run(run, threads, version)
     return name, model, record
 
 
@@ -244,8 +332,14 @@ def end_with_parent() -> None:
     Thread(target=exit_without_parent, daemon=True).start()
 
 
-def read_record(path: Path, run: dict) -> dict | None:
-    """Return the record of a run, or None if it is missing or cannot be used."""
+def read_record(path: Path, run: dict, version: dict[str, str]) -> dict | None:
+    """Return the record of a run, or None if it is missing or cannot be used.
+
+    Args:
+        path: The record, a JSON file.
+        run: The run with all its fields.
+        version: The version that the record must have, as `versions_of` returns it.
+    """
     if not path.exists():
         return None
 
@@ -258,10 +352,20 @@ def read_record(path: Path, run: dict) -> dict | None:
         print(f"{unusable}: {error!r}.", flush=True)
         return None
 
-    if record["run"] != run or record["version"] != VERSION:
-        print(f"{unusable}: it belongs to another run or version.", flush=True)
+    if record["run"] != run:
+        print(f"{unusable}: it belongs to another run.", flush=True)
+        return None
+    if record["version"] != version:
+        reason = f"it was trained with {differences(record['version'], version)}"
+        print(f"{unusable}: {reason}.", flush=True)
         return None
     return record
+
+
+def differences(version: dict, expected: dict[str, str]) -> str:
+    """Return in words which parts of a version are not the expected ones, such as "other data"."""
+    names = [name for name in expected if version.get(name) != expected[name]]
+    return " and ".join(f"other {name}" for name in names) or "another layout of the record"
 
 
 @contextmanager

@@ -187,7 +187,9 @@ def small_study(
     for trial, record in zip(study.trials, records, strict=True):
         losses = {}
         for quarters_done, loss in trial.intermediate_values.items():
-            epoch = math.ceil(quarters_done * epochs / 4)  # the one that `train_trial` reported
+            epoch = math.ceil(
+                quarters_done * record["epochs"] / 4
+            )  # the one that `train_trial` reported
             losses[epoch] = loss
         record["losses"] = losses
 
@@ -204,8 +206,18 @@ def check_space(space: Mapping, recipe: Recipe) -> None:
     """Check a search space.
 
     Raises TypeError or ValueError unless the recipe accepts every choice and both ends of every
-    range.
+    range, and every field has an effect.
     """
+    if "distillation_temperature" in space:
+        raise ValueError(
+            "distillation_temperature has no effect, because a study has no teacher: leave it out."
+        )
+    strengths = space.get("augment_strength", [recipe.augment_strength])
+    if "elastic_strength" in space and isinstance(strengths, list) and 0 in strengths:
+        raise ValueError(
+            "elastic_strength has no effect at augment_strength=0: leave out one of the two."
+        )
+
     for name, domain in space.items():
         is_choice = isinstance(domain, list) and len(domain) > 0
         is_plain_range = isinstance(domain, tuple) and len(domain) == 2

@@ -120,7 +120,7 @@ def tuning_plot(record: Mapping) -> Figure:
     fields = list(record["importance"])[::-1]
     importances = [record["importance"][field] for field in fields]
     importance_axes.barh(fields, importances, color=BLUE)
-    importance_axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    importance_axes.xaxis.set_major_formatter(PercentFormatter(1))
     importance_axes.set(
         xlabel="share of log loss's variance", title=f"{fields[-1]}: {importances[-1]:.0%}"
     )
@@ -159,7 +159,7 @@ def tuning_plot(record: Mapping) -> Figure:
 def read_record() -> dict:
     """Return the record of `make tune`."""
     path = repo_root() / "benchmarks" / "accuracy" / "tune.json"
-    return read_json(path, {"space": dict, "trials": list, "best": int})
+    return read_json(path, {"dataset": str, "space": dict, "trials": list, "best": int})
 
 
 def finding(study: Mapping) -> str:
@@ -243,12 +243,13 @@ def study_plot(study: Mapping, recorded: Mapping, name: str) -> Figure:
             all_losses.append(trial["validation_loss"])
     _use_log_loss_axis(axes.flat, all_losses, labelled_axes=axes[:, 0])
 
+    recorded_label = f"{recorded['dataset'].upper()}, recorded study"
     handles = [
         Line2D([], [], color="black", linewidth=2, marker="o", ms=4, label="the recipe"),
         Line2D([], [], ls="", color=BLUE, marker="o", ms=6, label=f"{name}, this study"),
         Line2D([], [], ls="", color=BLUE, marker="x", ms=8, label="stopped early"),
         Line2D([], [], ls="", color=ORANGE, marker="o", ms=9, label="its best"),
-        Line2D([], [], ls="", color=GREY, marker="o", ms=6, label="MNIST, recorded study"),
+        Line2D([], [], ls="", color=GREY, marker="o", ms=6, label=recorded_label),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
     return figure

@@ -28,19 +28,29 @@ KNOWN_TEST_ERRORS = {
 def activations(model: nn.Module, dataset: ImageDataset) -> dict[str, torch.Tensor]:
     """Return the input of the network and the output of each layer, for every image, by name.
 
-    The input is named "pixels", although it is normalised already. Each value is float32 of shape
-    (N, width). A layer's output is taken after its ReLU; the last layer has no ReLU, so its outputs
-    are the logits.
+    The network must consist of layers that follow each other with a ReLU in between, as EnhancedNet
+    does. The input is named "pixels", although it is normalised already. Each value is float32 of
+    shape (N, width). A layer's output is taken after its ReLU; the last layer has no ReLU, so its
+    outputs are the logits.
+
+    Raises ValueError if the model computes something else.
     """
-    x, _, _ = dataset.get_batch(torch.arange(len(dataset)))
-    outputs = {"pixels": x}
+    images, _, _ = dataset.get_batch(torch.arange(len(dataset)))
+    outputs = {"pixels": images}
+    x = images
     layers = list(model.named_children())
-    for name, layer in layers[:-1]:
-        x = F.relu(layer(x))
+    for i, (name, layer) in enumerate(layers):
+        if i > 0:
+            x = F.relu(x)
+            outputs[layers[i - 1][0]] = x
+        x = layer(x)
         outputs[name] = x
 
-    last_name, last_layer = layers[-1]
-    outputs[last_name] = last_layer(x)
+    if not torch.allclose(x, model(images), atol=1e-4):
+        raise ValueError(
+            f"{type(model).__name__} is not a sequence of layers with a ReLU in between, so its "
+            "activations are unknown: use an EnhancedNet."
+        )
     return outputs
 
 
@@ -193,7 +203,7 @@ def accuracy_under_attack(
 
 
 def minimal_adversarial_examples(
-    model: nn.Module, image: torch.Tensor, epsilons: torch.Tensor, classes: int = 10
+    model: nn.Module, image: torch.Tensor, epsilons: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn one image into each class, with the smallest epsilon for which targeted `pgd` succeeds.
 
@@ -201,12 +211,14 @@ def minimal_adversarial_examples(
         model: The network to attack.
         image: One image, of shape (28, 28) or (1, 28, 28).
         epsilons: The epsilons to try, ascending, of shape (M,).
-        classes: The number of classes.
 
     Returns:
         The changed images, (classes, 28, 28), and their epsilons, (classes,). Where no epsilon
         succeeds, the image is that of the last one and the epsilon is infinite.
     """
+    with torch.no_grad():
+        classes = logits_of(model, image.view(1, 28, 28)).shape[1]
+
     # Attack with all pairs of a class and an epsilon at once.
     targets = torch.arange(classes).repeat_interleave(len(epsilons))
     images = image.expand(len(targets), 28, 28)
@@ -224,11 +236,16 @@ def minimal_adversarial_examples(
 def prune_weights(model: nn.Module, share: float) -> nn.Module:
     """Return a copy whose smallest weights are zero: a `share`, from 0 to 1, of all weights.
 
-    The biases are unchanged. Source: Han et al., "Learning both weights and connections for
-    efficient neural networks", 2015.
+    Biases and normalisation layers are unchanged. Source: Han et al., "Learning both weights and
+    connections for efficient neural networks", 2015.
     """
-    masked = copy.deepcopy(model)
-    weights = [(layer, "weight") for layer in masked.modules() if isinstance(layer, nn.Linear)]
+    # torch prunes only weights that are contiguous, and a ConvNet's are not.
+    masked = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    weights = []
+    for layer in masked.modules():
+        weight = getattr(layer, "weight", None)
+        if weight is not None and weight.ndim > 1:  # not the factors of a normalisation
+            weights.append((layer, "weight"))
     prune.global_unstructured(weights, prune.L1Unstructured, amount=float(share))
     for layer, name in weights:
         prune.remove(layer, name)
@@ -243,10 +260,15 @@ def prune_weights(model: nn.Module, share: float) -> nn.Module:
 def quantise_weights(model: nn.Module, bits: int = 8) -> nn.Module:
     """Return a copy with each weight tensor rounded to 2^`bits` - 1 evenly spaced values.
 
-    The values lie symmetrically around zero, and the largest one is the largest weight. The biases
-    are unchanged. Source: Jacob et al., "Quantization and training of neural networks for efficient
-    integer-arithmetic-only inference", 2018.
+    The values lie symmetrically around zero, and the largest one is the largest weight. Biases and
+    normalisation layers are unchanged. Source: Jacob et al., "Quantization and training of neural
+    networks for efficient integer-arithmetic-only inference", 2018.
+
+    Raises ValueError for fewer than two bits, which leave no value but zero.
     """
+    if bits < 2:
+        raise ValueError(f"bits must be at least 2, found {bits}.")
+
     rounded = copy.deepcopy(model)
     for parameter in rounded.parameters():
         is_weight = parameter.ndim > 1

@@ -1,0 +1,267 @@
+"""The identity of a training: everything that determines its result, in plain values.
+
+Two trainings with equal identities give equal weights. So a checkpoint is continued only by a
+training of the same identity. What is compared is content, never the name of a file or function.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mnist_mlp.data import ImageDataset
+from mnist_mlp.recipe import Recipe
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+def describe_training(
+    model: nn.Module,
+    train_sets: Sequence[ImageDataset],
+    validation: ImageDataset,
+    recipe: Recipe,
+    precision: str,
+    functions: Mapping[str, Callable | None],
+) -> dict[str, Any]:
+    """Return what determines the result of a training, in values that JSON can represent.
+
+    Args:
+        model: The network with its initial weights.
+        train_sets: The training sets, in the order in which they take turns.
+        validation: The validation set.
+        recipe: The hyperparameters.
+        precision: The precision of the matrix products, "float32" or "bfloat16".
+        functions: `fit` itself, under that name, so that edited code is noticed; and the user's own
+            functions by their names in `fit`, None for those not given.
+
+    Returns:
+        The fields of the recipe, in which a name is replaced by the function that was given for it,
+        and the network, its initial weights, the data, and the versions.
+    """
+    descriptions = {}
+    for name, function in functions.items():
+        if function is not None:
+            descriptions[name] = describe(function)
+
+    major, minor, _ = platform.python_version_tuple()
+    return {
+        **recipe.asdict(),
+        **descriptions,
+        "precision": precision,
+        "network": describe_network(model),
+        "settings of the network": plain_settings(model),
+        "initial weights (SHA-256)": sha256_of(_weights(model)),
+        "data (SHA-256)": sha256_of_datasets([*train_sets, validation]),
+        "torch": str(torch.__version__),
+        "python": f"{major}.{minor}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def describe(value: Any) -> str:
+    """Return the name of a function or object, and a digest of its code and its settings.
+
+    The digest covers the bytecode of functions and methods and the values that they use, the
+    attributes of objects, the arguments of a `partial`, and the weights of modules. Comments do not
+    matter. Installed packages are taken by their name. The digest is the same in every process.
+
+    Example:
+        >>> describe(partial(torch.optim.SGD, momentum=0.9))
+        'torch.optim.sgd.SGD (5c9a2b0f6d31)'
+    """
+    return f"{qualified_name(value)} ({_digest(_details(value, {}))})"
+
+
+def describe_network(model: nn.Module) -> str:
+    """Return the layers of a network as text, and a digest of its code, but not of its weights."""
+    layers = " ".join(repr(model).split())
+    return f"{layers} ({_digest(_layer_details(model, {}))})"
+
+
+def plain_settings(model: nn.Module) -> dict[str, Any]:
+    """Return the plain values among the layers' attributes, such as a dropout probability."""
+    settings = {}
+    for layer_name, layer in model.named_modules():
+        for name, value in vars(layer).items():
+            is_public = not name.startswith("_")
+            if is_public and name != "training" and isinstance(value, (int, float, str)):
+                settings[f"{layer_name}.{name}".lstrip(".")] = value
+    return settings
+
+
+def qualified_name(value: Any) -> str:
+    """Return the module and name of a function or class; of an object, those of its class."""
+    if isinstance(value, partial):
+        return qualified_name(value.func)
+    if not hasattr(value, "__qualname__"):
+        value = type(value)
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def sha256_of_datasets(datasets: Iterable[ImageDataset]) -> str:
+    """Return the SHA-256 of the images, labels and teacher logits of all data sets."""
+    tensors = []
+    for dataset in datasets:
+        tensors.append(dataset.images)
+        tensors.append(dataset.labels)
+        if dataset.teacher_logits is not None:
+            tensors.append(dataset.teacher_logits)
+    return sha256_of(tensors)
+
+
+def sha256_of(tensors: Iterable[torch.Tensor]) -> str:
+    """Return the SHA-256 of the bytes of all tensors."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        tensor = tensor.detach().contiguous().cpu()
+        sha256.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def _weights(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _digest(details: Any) -> str:
+    return hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _details(value: Any, seen: dict[int, Any]) -> Any:
+    """Return what a value computes or holds, in values that JSON can represent.
+
+    Args:
+        value: Any value.
+        seen: The values that are described already, by their ids: values can hold each other, and
+            many functions use the same ones. The values are kept so that no id is used again.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if id(value) in seen:
+        return f"value {list(seen).index(id(value))}"
+    seen[id(value)] = value
+
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), list(value.shape), sha256_of([value])]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, (list, tuple)):
+        return [_details(item, seen) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(repr(item) for item in value)
+    if isinstance(value, Mapping):
+        return {str(key): _details(item, seen) for key, item in value.items()}
+
+    if isinstance(value, partial):
+        return [_details(part, seen) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, MethodType):
+        return [_details(part, seen) for part in (value.__func__, value.__self__)]
+    if isinstance(value, BuiltinFunctionType):
+        return qualified_name(value)
+    if isinstance(value, FunctionType):
+        return _function_details(value, seen)
+    if isinstance(value, type):
+        return _class_details(value, seen)
+
+    if isinstance(value, nn.Module):
+        return [_layer_details(value, seen), sha256_of(_weights(value))]
+
+    class_details = _class_details(type(value), seen)
+    if isinstance(value, torch.Generator):
+        return [class_details, sha256_of([value.get_state()])]
+    if hasattr(value, "__dict__"):
+        return [class_details, _details(vars(value), seen)]
+
+    shows_address = " at 0x" in repr(value)
+    return [class_details, "" if shows_address else repr(value)]
+
+
+def _function_details(function: FunctionType, seen: dict[int, Any]) -> Any:
+    """Return the bytecode of a function, and the values that it uses."""
+    name = qualified_name(function)
+
+    # torch wraps some methods in a function of its own, `Optimizer.step` even while it is in use.
+    while _is_installed(function.__code__.co_filename) and hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    if _is_installed(function.__code__.co_filename):
+        return name
+
+    used_values = [function.__defaults__, function.__kwdefaults__]
+    for cell in function.__closure__ or ():
+        used_values.append(cell.cell_contents)
+
+    # Lists, dicts and objects of a module often change while it runs, so they are left out.
+    for global_name in function.__code__.co_names:
+        value = function.__globals__.get(global_name)
+        is_constant = isinstance(value, (bool, int, float, str, tuple, torch.Tensor))
+        if is_constant or hasattr(value, "__qualname__"):
+            used_values.append(value)
+
+    return [name, _code_details(function.__code__), _details(used_values, seen)]
+
+
+def _code_details(code: CodeType) -> list:
+    """Return the instructions, names and constants of a piece of bytecode."""
+    constants: list = []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            constants.append(_code_details(constant))
+        elif isinstance(constant, frozenset):
+            constants.append(sorted(repr(item) for item in constant))
+        else:
+            constants.append(repr(constant))
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _class_details(cls: type, seen: dict[int, Any]) -> list:
+    """Return the name of a class, and its methods and values, also those that it inherits."""
+    details: list = [qualified_name(cls)]
+    for base in cls.__mro__:
+        if _is_installed(_file_of(base)):
+            continue
+        for name, attribute in vars(base).items():
+            if isinstance(attribute, (staticmethod, classmethod)):
+                attribute = attribute.__func__
+            if isinstance(attribute, property):
+                attribute = attribute.fget
+
+            is_value = isinstance(attribute, (bool, int, float, str, tuple))
+            is_own_value = is_value and not name.startswith("__")
+            if is_own_value or isinstance(attribute, FunctionType):
+                details.append([name, _details(attribute, seen)])
+    return details
+
+
+def _layer_details(network: nn.Module, seen: dict[int, Any]) -> dict[str, Any]:
+    """Return the class and the settings of each layer, such as a dropout probability."""
+    details = {}
+    for layer_name, layer in network.named_modules():
+        settings = {}
+        for name, value in vars(layer).items():
+            is_private = name.startswith("_")
+            if not is_private and name not in ("training", "class_names"):
+                settings[name] = _details(value, seen)
+        details[layer_name] = [_class_details(type(layer), seen), settings]
+    return details
+
+
+def _file_of(cls: type) -> str:
+    """Return the file that defines a class, or "" if there is none, as in a notebook."""
+    if cls.__module__ == "builtins":
+        return STANDARD_LIBRARY
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or ""
+
+
+def _is_installed(path: str) -> bool:
+    """Return whether a source file belongs to Python or to an installed package."""
+    is_package = "site-packages" in path or "dist-packages" in path
+    return is_package or path.startswith((STANDARD_LIBRARY, "<frozen"))

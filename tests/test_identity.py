@@ -1,0 +1,159 @@
+"""A description of code and settings is the same in every process, and differs where they do."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from mnist_mlp import EnhancedNet, Recipe, fit
+from mnist_mlp.identity import describe, describe_training
+
+# A file of somebody's own. CHANGE is replaced by another line in the tests.
+OWN_FILE = """
+import torch
+from torch import nn
+
+SCALE = 2.0
+
+
+def scaled(x):
+    return SCALE * x
+
+
+class Net(nn.Module):
+    width = 16
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(784, 10)
+        self.kernel_sizes = (3, 5)
+        self.activation = torch.relu
+        self.options = {"a": [1, 2]}
+
+    def forward(self, x):
+        if self.kind in {"one", "two", "three"}:
+            x = x + 1
+        return self.out(scaled(self.activation(x)))
+
+    @property
+    def kind(self):
+        return "one"
+"""
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A function that returns how the network in a source is described."""
+
+    def describe_network_in(source):
+        module = ModuleType("own")
+        module.__file__ = "own.py"
+        monkeypatch.setitem(sys.modules, "own", module)
+        exec(source, vars(module))
+        return describe(module.Net())
+
+    return describe_network_in
+
+
+def test_description_is_the_same_in_every_process(own, tmp_path):
+    """Also with another order of sets, and another comment."""
+    (tmp_path / "own.py").write_text(OWN_FILE.replace("return SCALE * x", "return SCALE * x  # !"))
+    program = "import own; from mnist_mlp.identity import describe; print(describe(own.Net()))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout.strip() == own(OWN_FILE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("SCALE = 2.0", "SCALE = 3.0"),
+        ("return SCALE * x", "return SCALE + x"),
+        ("(3, 5)", "(3, 7)"),
+        ("torch.relu", "torch.tanh"),
+        ("[1, 2]", "[1, 3]"),
+        ("width = 16", "width = 32"),
+        ('return "one"', 'return "four"'),
+        ('"three"', '"four"'),
+    ],
+)
+def test_description_differs_where_the_code_or_a_setting_does(own, old, new):
+    assert OWN_FILE.count(old) == 1
+    assert own(OWN_FILE.replace(old, new)) != own(OWN_FILE)
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+        self.itself = self
+
+
+def test_description_looks_into_objects_and_partials():
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+
+    assert describe(sgd) == describe(partial(torch.optim.SGD, momentum=0.9))
+    assert describe(sgd) != describe(partial(torch.optim.SGD, momentum=0.8))
+    assert describe(Holder(torch.ones(3))) == describe(Holder(torch.ones(3)))
+    assert describe(Holder(torch.ones(3))) != describe(Holder(torch.zeros(3)))
+    assert describe(Holder(1).__init__) != describe(Holder(2).__init__)
+
+
+class OwnSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_description_is_the_same_after_the_first_use():
+    """torch puts a function of its own around the `step` of an optimizer that is created."""
+    before = describe(OwnSGD)
+
+    OwnSGD(EnhancedNet().parameters())
+
+    assert describe(OwnSGD) == before
+
+
+@pytest.mark.filterwarnings("ignore:after epoch")
+def test_history_has_the_identity_of_the_training(toy):
+    recipe = Recipe(epochs=1, batch_size=64)
+    model = EnhancedNet()
+    expected = describe_training(
+        model, [toy[0]], toy[1], recipe, precision="float32", functions={"fit": fit}
+    )
+
+    history = fit(model, *toy, recipe)
+
+    assert history.identity == {**expected, "precision": history.precision}
+
+
+@pytest.mark.parametrize(
+    ("change", "entry"),
+    [
+        ({"model": nn.Sequential(nn.Linear(784, 10))}, "network"),
+        ({"recipe": Recipe(seed=1)}, "seed"),
+        ({"functions": {"loss_fn": nn.CrossEntropyLoss()}}, "loss_fn"),
+        ({"precision": "bfloat16"}, "precision"),
+    ],
+)
+def test_identity_has_an_entry_for_each_difference(toy, change, entry):
+    arguments = {
+        "model": EnhancedNet(),
+        "train_sets": [toy[0]],
+        "validation": toy[1],
+        "recipe": Recipe(),
+        "precision": "float32",
+        "functions": {},
+    }
+    before = describe_training(**arguments)
+
+    after = describe_training(**{**arguments, **change})
+
+    assert after.get(entry) != before.get(entry)
