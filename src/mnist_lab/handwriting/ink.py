@@ -39,31 +39,33 @@ def find_ink(grey: np.ndarray) -> Ink | None:
     Args:
         grey: The picture's brightness from 0 to 1, float64 of shape (H, W).
     """
-    dropped = {
-        find_lines: np.zeros(grey.shape, bool),
-        _find_at_edge: np.zeros(grey.shape, bool),
-    }
-    ignored = np.zeros(grey.shape, bool)
-    paper = find_paper(grey, ignored)
-    strength = _measure(grey, paper, ignored)
+    lines = np.zeros(grey.shape, bool)
+    edge = np.zeros(grey.shape, bool)
+    paper = find_paper(grey, lines)
+    strength = _measure(grey, paper, lines)
     if strength is None:
         return None
 
-    # What lies at the edge can hide lines and other things at the edge.
-    for find in (find_lines, _find_at_edge, _find_at_edge, find_lines):
-        found = find(strength)
-        if not found.any():
+    # What lies at the edge can hide lines, and a shadow's rim appears when the shadow is dropped.
+    for step in ("lines", "edge", "edge", "edge", "lines"):
+        new_lines = lines
+        new_edge = edge
+        if step == "lines":
+            new_lines = lines | find_lines(strength)
+        else:
+            new_edge = edge | _find_at_edge(strength, edge)
+        if (new_lines == lines).all() and (new_edge == edge).all():
             continue
-        new_paper = find_paper(grey, ignored | found)
-        rest = _measure(grey, new_paper, ignored | found)
+
+        ignored = new_lines | new_edge
+        new_paper = find_paper(grey, ignored)
+        rest = _measure(grey, new_paper, ignored)
         if rest is not None and _length(rest) >= max(5, MIN_LENGTH * max(grey.shape)):
-            dropped[find] |= found
-            ignored = ignored | found
+            lines = new_lines
+            edge = new_edge
             paper = new_paper
             strength = rest
 
-    lines = dropped[find_lines]
-    edge = dropped[_find_at_edge]
     messages = []
     if lines.any():
         messages.append("printed lines were removed: check the digits that they crossed.")
@@ -104,10 +106,18 @@ def _frame(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
 
 
-def _find_at_edge(strength: np.ndarray) -> np.ndarray:
-    """Return which pixels belong to things that lie along the picture's edge, with their rims."""
+def _find_at_edge(strength: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """Return which pixels belong to things that lie along the picture's edge, with their rims.
+
+    Args:
+        strength: The ink.
+        edge: What is at the edge and was dropped: things that lie along it are at the edge, too.
+    """
+    is_outside = ndimage.maximum_filter(edge, 3)
+    is_outside[[0, -1]] = True
+    is_outside[:, [0, -1]] = True
     components, count = ndimage.label(strength > 0, WITH_DIAGONALS)
-    contact = np.bincount(_frame(components), minlength=count + 1)
+    contact = np.bincount(components[is_outside], minlength=count + 1)
     found = np.zeros(strength.shape, bool)
     for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
         length = max(rows.stop - rows.start, columns.stop - columns.start)

@@ -29,8 +29,9 @@ class Line:
     start: int  # the first x
     end: int  # the last x
     width: float  # pixels
-    strength: float  # of its ink, from 0 to 1
+    strength: float  # of its darkest ink at most x, from 0 to 1
     is_through: bool  # it runs from one edge of the picture to the other
+    is_broken: bool  # it has gaps
 
 
 def find_lines(strength: np.ndarray) -> np.ndarray:
@@ -150,22 +151,44 @@ def _follow(
     edge = max(2, round(0.02 * width))
     reaches_both_edges = hits[:edge].any() and hits[-edge:].any()
     is_through = bool(reaches_both_edges and hits.mean() >= MIN_COVERAGE)
+    is_broken = False
     if is_through:
         start = 0
         end = width - 1
     else:
         start, end = _longest_run(hits, max_gap=max(2, round(0.03 * width)))
-    if end - start < MIN_LENGTH * width:
-        return None
+        is_broken = end - start < MIN_LENGTH * width
+    if is_broken:
+        if hits.mean() < MIN_LENGTH:
+            return None
+        x = np.flatnonzero(hits)
+        start = int(x[0])
+        end = int(x[-1])
 
     x = np.arange(start, end + 1)
     x = x[hits[x]]
-    widths = run_bottoms[y[x], x] - run_tops[y[x], x] + 1
-    line_width = float(np.quantile(widths, 0.3))  # strokes on the line make it wider
+    top = run_tops[y[x], x]
+    bottom = run_bottoms[y[x], x]
+    line_width = float(np.quantile(bottom - top + 1, 0.3))  # strokes on the line make it wider
     if line_width > max(2, MAX_WIDTH * min(height, width)):
         return None
-    bare = x[widths <= 1.5 * line_width + 1]
-    return Line(path, start, end, line_width, float(np.median(strength[y[bare], bare])), is_through)
+    darkest, is_thin = _thin_runs(strength, top, bottom, x, line_width)
+    darkness = float(np.median(darkest[is_thin]))
+    return Line(path, start, end, line_width, darkness, is_through, is_broken)
+
+
+def _thin_runs(
+    strength: np.ndarray, top: np.ndarray, bottom: np.ndarray, x: np.ndarray, line_width: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the darkest ink of each vertical run, and whether it is hardly wider than the line.
+
+    Of wider runs only the upper part is looked at.
+    """
+    max_width = int(1.5 * line_width + 1)
+    darkest = np.zeros(x.size)
+    for step in range(max_width):
+        darkest = np.maximum(darkest, strength[np.minimum(top + step, bottom), x])
+    return darkest, bottom - top < max_width
 
 
 def _longest_run(hits: np.ndarray, max_gap: int) -> tuple[int, int]:
@@ -190,12 +213,17 @@ def _printed(lines: list[Line], across: list[Line], strength: np.ndarray) -> lis
     # A line is as black as the others.
     max_strength = math.inf
     if through:
-        max_strength = 1.3 * float(np.median([line.strength for line in through])) + 0.1
+        max_strength = _max_strength(float(np.median([line.strength for line in through])))
 
     is_ruled = len(through) >= 2
     sides = []
     for line in lines:
         if line.is_through or line.strength > max_strength:
+            continue
+        if is_ruled and max_strength < 1:
+            sides.append(line)  # as faint as the others, so it is no stroke
+            continue
+        if line.is_broken:
             continue
         meets_at_start = _meets(line, line.start, across, strength.shape, is_ruled)
         meets_at_end = _meets(line, line.end, across, strength.shape, is_ruled)
@@ -247,14 +275,21 @@ def _erase(strength: np.ndarray, lines: list[Line]) -> np.ndarray:
     is_ink = strength > 0
     run_tops, run_bottoms = _vertical_runs(is_ink)
     for line in lines:
-        y = _ink_on_path(is_ink, line.path)
-        for x in range(line.start, line.end + 1):
-            if y[x] < 0:
-                continue
-            top = run_tops[y[x], x]
-            bottom = run_bottoms[y[x], x]
-            run = rest[top : bottom + 1, x]
-            is_thin = bottom - top + 1 <= 1.5 * line.width + 1
-            if is_thin and run.max() <= 1.3 * line.strength + 0.1:  # a darker run is a stroke
-                run[:] = 0
+        x = np.arange(line.start, line.end + 1)
+        y = _ink_on_path(is_ink, line.path)[x]
+        x = x[y >= 0]
+        y = y[y >= 0]
+        top = run_tops[y, x]
+        bottom = run_bottoms[y, x]
+
+        # A wider or darker run of ink belongs to a stroke.
+        darkest, is_thin = _thin_runs(strength, top, bottom, x, line.width)
+        is_bare = is_thin & (darkest <= _max_strength(line.strength))
+        for step in range(int((bottom - top)[is_bare].max(initial=-1)) + 1):
+            rest[np.minimum(top + step, bottom)[is_bare], x[is_bare]] = 0
     return rest
+
+
+def _max_strength(strength: float) -> float:
+    """Return the darkest ink that can belong to a line of this strength, or to one beside it."""
+    return 1.3 * strength + 0.1

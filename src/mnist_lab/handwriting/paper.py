@@ -77,7 +77,8 @@ def find_paper(grey: np.ndarray, ignored: np.ndarray) -> Paper:
     residuals = sample - terms @ surface
     is_paper = np.ones(sample.size, bool)
     threshold, separation = _two_classes(np.abs(residuals))
-    is_filled = (np.abs(residuals) > threshold).mean() > MIN_FILLED and separation > MIN_SEPARATION
+    share = (np.abs(residuals) > threshold).mean()
+    is_filled = share > MIN_FILLED and separation > MIN_SEPARATION and threshold > tolerance / 2
     if is_filled or surface is not curved:
         for _ in range(2):
             threshold, _ = _two_classes(np.abs(residuals))
@@ -176,7 +177,7 @@ def _two_classes(values: np.ndarray) -> tuple[float, float]:
 
 
 def _lies_in_the_corners(far: np.ndarray) -> bool:
-    """Tell whether a long picture's pixels far from the paper all hang together with its corners.
+    """Tell whether a long picture's pixels far from the paper lie in its corners, around one piece.
 
     They are then the paper, and what was taken for the paper is a 1 that fills the picture.
     """
@@ -186,4 +187,7 @@ def _lies_in_the_corners(far: np.ndarray) -> bool:
     components, _ = ndimage.label(far, WITH_DIAGONALS)
     corners = components[[0, 0, -1, -1], [0, -1, 0, -1]]
     elsewhere = far & ~np.isin(components, corners)
-    return bool(far.any() and elsewhere.sum() <= 0.001 * far.size)
+    pieces, _ = ndimage.label(~far)
+    largest_piece = np.bincount(pieces[~far]).max(initial=0)
+    is_around_one = largest_piece > 0.95 * (~far).sum()
+    return bool(far.any() and elsewhere.sum() <= 0.001 * far.size and is_around_one)

@@ -8,6 +8,7 @@ cuts it into rows of digits.
 """
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from os import PathLike
 
@@ -288,13 +289,15 @@ def _rows(boxes: list[_Box]) -> list[list[_Box]]:
                 break
 
     # Two boxes alone in their rows may be the upper and the lower half of one digit.
-    for i, box in enumerate(boxes):
-        for j in range(i + 1, len(boxes)):
+    row_sizes = Counter(row_of)
+    alone = [i for i, row in enumerate(row_of) if row_sizes[row] == 1]
+    for position, i in enumerate(alone):
+        for j in alone[position + 1 :]:
+            box = boxes[i]
             other = boxes[j]
-            are_alone = row_of.count(row_of[i]) == 1 and row_of.count(row_of[j]) == 1
             gap = max(box.top, other.top) - min(box.bottom, other.bottom)
             is_near = gap < MIN_ROW_GAP * (box.height + other.height) / 2
-            if are_alone and box.is_above_or_below(other) and is_near:
+            if box.is_above_or_below(other) and is_near:
                 join(i, j)
 
     rows = []
@@ -367,7 +370,7 @@ def _split_touching(row: list[Digit]) -> tuple[list[Digit], int]:
         max_width = (MAX_WIDTH if other_widths else MAX_SINGLE_WIDTH) * height
         if digit.width > max(max_width, MAX_RELATIVE_WIDTH * usual_width):
             n_pieces = max(2, round(digit.width / usual_width))
-            pieces = _split(digit, n_pieces, height / 2)
+            pieces = _split(digit, n_pieces, min_height=height / 2)
         if len(pieces) > 1:
             n_touching += 1
             if not other_widths or digit.width <= MIN_SPLIT_WIDTH * height:
@@ -381,6 +384,8 @@ def _split(digit: Digit, n_pieces: int, min_height: float) -> list[Digit]:
 
     Returns the digit alone if it has no such places or if a piece would be lower than `min_height`.
     """
+    if digit.width < 3 * n_pieces:
+        return [digit]
     piece_of = np.zeros(digit.strength.shape, int)
     for i in range(1, n_pieces):
         width = digit.width / n_pieces

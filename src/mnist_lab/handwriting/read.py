@@ -11,6 +11,7 @@ from mnist_mlp.data import ImageDataset
 from mnist_mlp.evaluation import evaluate
 
 MIN_PROBABILITY = 0.8  # of an answer: a less probable one is in doubt
+MAX_LISTED = 3  # answers in doubt: of more, only the number is told
 MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
 
 
@@ -90,7 +91,11 @@ def read(model: nn.Module, picture: Picture) -> Reading:
     if height < MIN_HEIGHT:
         messages.append(f"the digits are only {height} pixels high: take the picture from nearer.")
     doubtful = [digit for digit in digits if digit.probability < MIN_PROBABILITY]
-    if doubtful:
+    if len(doubtful) > MAX_LISTED:
+        messages.append(
+            f"{len(doubtful)} of the {len(digits)} answers are in doubt, and may be no digits."
+        )
+    elif doubtful:
         answers = ", ".join(f"{digit.label} ({digit.probability:.0%})" for digit in doubtful)
         messages.append(f"these answers are in doubt, and may be no digits: {answers}.")
     return Reading("\n".join(lines), digits, messages)
