@@ -109,7 +109,7 @@ def otsu(values: np.ndarray) -> float:
 
     Source: Otsu, "A threshold selection method from gray-level histograms", 1979.
     """
-    if not values.size:
+    if not values.size or values.max() == 0:
         return 0.0
     count, edges = np.histogram(values, 256, (0, values.max()))
     middle = (edges[1:] + edges[:-1]) / 2

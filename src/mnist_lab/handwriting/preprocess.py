@@ -221,7 +221,7 @@ def find_digits(strength: np.ndarray) -> tuple[list[list[Digit]], list[str]]:
     Args:
         strength: The ink from 0 (paper) to 1, float64 of shape (H, W). It must have some ink.
     """
-    components, count = ndimage.label(strength > 0, WITH_DIAGONALS)
+    components, _ = ndimage.label(strength > 0, WITH_DIAGONALS)
     mass = np.bincount(components.ravel(), weights=strength.ravel())
     boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
@@ -255,8 +255,10 @@ def _full_and_parts(boxes: list[_Box]) -> tuple[list[_Box], list[_Box]]:
     full = []
     parts = []
     for box in boxes:
-        is_full = box.height >= MIN_FULL_SIZE * height and box.length >= MIN_FULL_SIZE * length
-        (full if is_full else parts).append(box)
+        if box.height >= MIN_FULL_SIZE * height and box.length >= MIN_FULL_SIZE * length:
+            full.append(box)
+        else:
+            parts.append(box)
     if not full:
         return boxes, []
     return full, parts
