@@ -64,6 +64,15 @@ function quantile(values, share) {
   return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
 }
 
+// Return a mask of the indices for which `isIn(value, index)` is true.
+function maskOf(values, isIn) {
+  const mask = new Uint8Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    if (isIn(values[i], i)) mask[i] = 1;
+  }
+  return mask;
+}
+
 // Return the smallest index of the largest value.
 function argmax(values) {
   let best = 0;
@@ -120,22 +129,41 @@ function coordinates(n) {
   return zeros.map((_, i) => 2 * i / (n - 1) - 1);
 }
 
-function evaluate(surface, terms) {
-  let sum = 0;
-  for (let i = 0; i < 6; i++) sum += surface[i] * terms[i];
-  return sum;
+// Points of the picture: their brightness, and six terms of the surface for each.
+function makePoints({ values, width }, us, vs, pixels) {
+  const sample = Float64Array.from(pixels, (pixel) => values[pixel]);
+  const terms = new Float64Array(6 * pixels.length);
+  pixels.forEach((pixel, i) => {
+    const u = us[pixel % width];
+    const v = vs[Math.floor(pixel / width)];
+    terms.set([1, u, v, u * u, u * v, v * v], 6 * i);
+  });
+  return { sample, terms };
 }
 
-// Fit a surface by least absolute deviations: 1 term for a level, 3 for a plane, all 6. A point is
-// { value, terms }.
+function choosePoints({ sample, terms }, isChosen) {
+  return {
+    sample: sample.filter((_, i) => isChosen[i]),
+    terms: terms.filter((_, i) => isChosen[Math.floor(i / 6)]),
+  };
+}
+
+// Return how far each point is from the surface.
+function residualsOf({ sample, terms }, [a, b, c, d, e, f]) {
+  return sample.map((value, s) => {
+    const i = 6 * s;
+    const linear = a * terms[i] + b * terms[i + 1] + c * terms[i + 2];
+    return value - (linear + d * terms[i + 3] + e * terms[i + 4] + f * terms[i + 5]);
+  });
+}
+
+// Fit a surface by least absolute deviations: 1 term for a level, 3 for a plane, all 6.
 function fit(points, termCount) {
-  let surface = new Array(termCount).fill(0);
-  surface[0] = median(points.map(({ value }) => value));
-  const padded = () => [...surface, 0, 0, 0, 0, 0].slice(0, 6);
+  const { sample, terms } = points;
+  let surface = [median(sample), 0, 0, 0, 0, 0];
 
   // Iteratively reweighted least squares.
   for (let round = 0; round < 20; round++) {
-    const all = padded();
     const normalMatrix = [];
     for (let i = 0; i < termCount; i++) {
       normalMatrix.push(new Array(termCount).fill(0));
@@ -143,11 +171,13 @@ function fit(points, termCount) {
     }
     const rightHandSide = new Array(termCount).fill(0);
 
-    for (const { value, terms } of points) {
-      const weight = 1 / Math.max(Math.abs(value - evaluate(all, terms)), 0.002);
+    const residuals = residualsOf(points, surface);
+    for (let s = 0; s < sample.length; s++) {
+      const weight = 1 / Math.max(Math.abs(residuals[s]), 0.002);
       for (let i = 0; i < termCount; i++) {
-        for (let j = i; j < termCount; j++) normalMatrix[i][j] += weight * terms[i] * terms[j];
-        rightHandSide[i] += weight * terms[i] * value;
+        const weighted = weight * terms[6 * s + i];
+        for (let j = i; j < termCount; j++) normalMatrix[i][j] += weighted * terms[6 * s + j];
+        rightHandSide[i] += weighted * sample[s];
       }
     }
     for (let i = 0; i < termCount; i++) {
@@ -155,10 +185,10 @@ function fit(points, termCount) {
     }
 
     const previous = surface;
-    surface = solve(normalMatrix, rightHandSide);
+    surface = [...solve(normalMatrix, rightHandSide), 0, 0, 0, 0, 0].slice(0, 6);
     if (surface.every((value, i) => Math.abs(value - previous[i]) < 1e-5)) break;
   }
-  return padded();
+  return surface;
 }
 
 // Return the threshold that splits values in two with the least variance inside the parts.
@@ -228,47 +258,40 @@ function liesInTheCorners(far, width, height) {
 }
 
 // Return the paper: { brightness, noise, inkIsBrighter }.
-function findPaper({ values, width, height }, ignored) {
+function findPaper(grey, ignored) {
+  const { values, width, height } = grey;
   const us = coordinates(width);
   const vs = coordinates(height);
   const step = Math.ceil(Math.max(width, height) / SURFACE_SAMPLES);
-  const point = (x, y) => {
-    const u = us[x];
-    const v = vs[y];
-    return { value: values[y * width + x], terms: [1, u, v, u * u, u * v, v * v] };
-  };
 
-  let points = [];
-  const allPoints = [];
-  const rimPoints = [];
+  const grid = [];
+  const rim = [];
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
-      const isOnGrid = x % step === 0 && y % step === 0;
-      const isOnRim = (x % step === 0 && (y === 0 || y === height - 1))
-        || (y % step === 0 && (x === 0 || x === width - 1));
-      if (!isOnGrid && !isOnRim) continue;
-      if (isOnGrid) allPoints.push(point(x, y));
-      if (ignored[y * width + x]) continue;
-      if (isOnGrid) points.push(point(x, y));
-      if (isOnRim) rimPoints.push(point(x, y));
+      const isInColumn = x % step === 0;
+      const isInRow = y % step === 0;
+      if (isInColumn && isInRow) grid.push(y * width + x);
+      const isAbove = isInColumn && (y === 0 || y === height - 1);
+      const isBeside = isInRow && (x === 0 || x === width - 1);
+      if ((isAbove || isBeside) && !ignored[y * width + x]) rim.push(y * width + x);
     }
   }
-  if (points.length === 0) points = allPoints;
+  const used = grid.filter((pixel) => !ignored[pixel]);
+  const points = makePoints(grey, us, vs, used.length > 0 ? used : grid);
+  const rimPoints = makePoints(grey, us, vs, rim);
 
-  const sample = points.map(({ value }) => value);
-  const contrast = quantile(sample, 0.98) - quantile(sample, 0.02);
+  const contrast = quantile(points.sample, 0.98) - quantile(points.sample, 0.02);
   const tolerance = Math.max(0.02, TOLERANCE * contrast);
-  const explained = (surface) => {
-    const isNear = ({ value, terms }) => Math.abs(value - evaluate(surface, terms)) < tolerance;
-    return points.filter(isNear).length / points.length
-      + rimPoints.filter(isNear).length / Math.max(1, rimPoints.length);
-  };
+  const countNear = (some, surface) =>
+    residualsOf(some, surface).filter((value) => Math.abs(value) < tolerance).length;
+  const explained = (surface) => countNear(points, surface) / points.sample.length
+    + countNear(rimPoints, surface) / Math.max(1, rim.length);
 
   const curved = fit(points, 6);
   let surface = curved;
   let most = explained(curved) + MIN_GAIN;
   const planes = [fit(points, 3)];
-  if (rimPoints.length > 0) planes.unshift(fit(rimPoints, 3));
+  if (rim.length > 0) planes.unshift(fit(rimPoints, 3));
   for (const plane of planes) {
     const share = explained(plane);
     if (share > most) {
@@ -277,48 +300,48 @@ function findPaper({ values, width, height }, ignored) {
     }
   }
 
-  const residualsOf = () => points.map(({ value, terms }) => value - evaluate(surface, terms));
-  let residuals = residualsOf();
-  let isPaper = points.map(() => true);
+  let residuals = residualsOf(points, surface);
+  let isPaper = new Uint8Array(residuals.length).fill(1);
   let { threshold, separation } = twoClasses(residuals.map(Math.abs));
-  const share = residuals.filter((value) => Math.abs(value) > threshold).length / points.length;
-  const isFilled = share > MIN_FILLED && separation > MIN_SEPARATION && threshold > tolerance / 2;
+  const farCount = residuals.filter((value) => Math.abs(value) > threshold).length;
+  const isFilled = farCount / residuals.length > MIN_FILLED && separation > MIN_SEPARATION
+    && threshold > tolerance / 2;
   if (isFilled || surface !== curved) {
     for (let round = 0; round < 2; round++) {
       threshold = twoClasses(residuals.map(Math.abs)).threshold;
-      isPaper = residuals.map((value) => Math.abs(value) <= threshold);
-      const paperPoints = points.filter((_, i) => isPaper[i]);
-      surface = fit(paperPoints, paperPoints.length > 0.5 * points.length ? 6 : 3);
-      residuals = residualsOf();
+      isPaper = maskOf(residuals, (value) => Math.abs(value) <= threshold);
+      const paperPoints = choosePoints(points, isPaper);
+      surface = fit(paperPoints, paperPoints.sample.length > 0.5 * residuals.length ? 6 : 3);
+      residuals = residualsOf(points, surface);
     }
 
-    const far = new Uint8Array(values.length);
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const { value, terms } = point(x, y);
-        if (Math.abs(value - evaluate(surface, terms)) > threshold) far[y * width + x] = 1;
-      }
-    }
+    const brightness = evaluate(surface, us, vs);
+    const far = maskOf(values, (value, i) => Math.abs(value - brightness[i]) > threshold);
     if (liesInTheCorners(far, width, height)) {
-      isPaper = isPaper.map((value) => !value);
-      surface = fit(points.filter((_, i) => isPaper[i]), 1);
-      residuals = residualsOf();
+      isPaper = isPaper.map((value) => 1 - value);
+      surface = fit(choosePoints(points, isPaper), 1);
+      residuals = residualsOf(points, surface);
     }
   }
 
   // Ink is far from the paper, so the sum of the cubes has its sign.
-  const cubes = residuals.reduce((sum, value) => sum + value ** 3, 0);
+  const cubes = residuals.reduce((sum, value) => sum + value * value * value, 0);
   const noise = 1.5 * median(residuals.filter((_, i) => isPaper[i]).map(Math.abs));
-  const [a, b, c, d, e, f] = surface;
-  const brightness = new Float64Array(values.length);
-  for (let y = 0; y < height; y++) {
+  return { brightness: evaluate(surface, us, vs), noise, inkIsBrighter: cubes > 0 };
+}
+
+// Return the surface at each pixel.
+function evaluate([a, b, c, d, e, f], us, vs) {
+  const width = us.length;
+  const brightness = new Float64Array(width * vs.length);
+  for (let y = 0; y < vs.length; y++) {
     const v = vs[y];
     for (let x = 0; x < width; x++) {
       const u = us[x];
       brightness[y * width + x] = a + b * u + c * v + d * u * u + e * u * v + f * v * v;
     }
   }
-  return { brightness, noise, inkIsBrighter: cubes > 0 };
+  return brightness;
 }
 
 // --------------------------------------------------------------------------------- the ink
@@ -415,26 +438,23 @@ function dilate(mask, width, height, reach) {
   return result;
 }
 
-function isAtFrame(pixel, width, height) {
-  const x = pixel % width;
-  const y = Math.floor(pixel / width);
-  return x === 0 || y === 0 || x === width - 1 || y === height - 1;
-}
-
 // Return a mask of the things that lie along the picture's edge, or along what was dropped there.
 function findAtEdge(strength, edge) {
   const { width, height } = strength;
   const { labelMap, components } = connectedComponents(strength);
   const outside = dilate(edge, width, height, 1);
+  outside.fill(1, 0, width);
+  outside.fill(1, width * (height - 1));
+  for (let y = 0; y < height; y++) outside[y * width] = outside[y * width + width - 1] = 1;
   const contact = new Int32Array(components.length + 1);
-  labelMap.forEach((label, pixel) => {
-    if (label !== 0 && (outside[pixel] || isAtFrame(pixel, width, height))) contact[label]++;
-  });
+  for (let pixel = 0; pixel < outside.length; pixel++) {
+    if (outside[pixel]) contact[labelMap[pixel]]++;
+  }
 
   const isFound = [false, ...components.map(
     (component) => contact[component.label] >= MIN_CONTACT * lengthOf(component))];
   const rim = Math.max(1, roundHalfToEven(Math.max(width, height) / 200));
-  const found = Uint8Array.from(labelMap, (label) => isFound[label] ? 1 : 0);
+  const found = maskOf(labelMap, (label) => isFound[label]);
   return dilate(found, width, height, rim);
 }
 
@@ -456,20 +476,24 @@ function findInk(grey) {
   let strength = measure(grey, findPaper(grey, lines), lines);
   if (strength === null) return null;
 
+  const idle = new Set(); // steps that changed nothing since the last change
   for (const step of ["lines", "edge", "edge", "edge", "lines"]) {
-    const union = (first, second) => first.map((value, i) => value | second[i]);
-    const newLines = step === "lines" ? union(lines, findLines(strength)) : lines;
-    const newEdge = step === "edge" ? union(edge, findAtEdge(strength, edge)) : edge;
-    const isSame = newLines.every((value, i) => value === lines[i])
-      && newEdge.every((value, i) => value === edge[i]);
-    if (isSame) continue;
+    if (idle.has(step)) continue;
+    idle.add(step);
 
-    const ignored = union(newLines, newEdge);
+    const old = step === "lines" ? lines : edge;
+    const found = step === "lines" ? findLines(strength) : findAtEdge(strength, edge);
+    const joined = maskOf(found, (value, i) => value || old[i]);
+    if (joined.every((value, i) => value === old[i])) continue;
+
+    const other = step === "lines" ? edge : lines;
+    const ignored = maskOf(joined, (value, i) => value || other[i]);
     const rest = measure(grey, findPaper(grey, ignored), ignored);
     if (rest !== null && longest(rest) >= Math.max(5, MIN_INK_LENGTH * side)) {
-      lines = newLines;
-      edge = newEdge;
+      if (step === "lines") lines = joined;
+      else edge = joined;
       strength = rest;
+      idle.clear();
     }
   }
 
@@ -512,7 +536,7 @@ function findLines(strength) {
 
   const withoutRows = erase(strength, rows);
   const rest = transpose(erase(transpose(withoutRows), columns));
-  return Uint8Array.from(strength.values, (value, i) => value > 0 && rest.values[i] === 0 ? 1 : 0);
+  return maskOf(strength.values, (value, i) => value > 0 && rest.values[i] === 0);
 }
 
 function radiusFor(width, height) {

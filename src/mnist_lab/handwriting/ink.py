@@ -47,7 +47,12 @@ def find_ink(grey: np.ndarray) -> Ink | None:
         return None
 
     # What lies at the edge can hide lines, and a shadow's rim appears when the shadow is dropped.
+    idle = set()  # steps that changed nothing since the last change
     for step in ("lines", "edge", "edge", "edge", "lines"):
+        if step in idle:
+            continue
+        idle.add(step)
+
         new_lines = lines
         new_edge = edge
         if step == "lines":
@@ -65,6 +70,7 @@ def find_ink(grey: np.ndarray) -> Ink | None:
             edge = new_edge
             paper = new_paper
             strength = rest
+            idle.clear()
 
     messages = []
     if lines.any():
