@@ -401,7 +401,8 @@ function measure({ values, width, height }, paper, ignored) {
 
   // The ink must stand out: `noise` is about one standard deviation, and its largest values reach
   // four.
-  const threshold = otsu(ink.filter((value) => value > 3 * paper.noise));
+  const noisiest = 3 * paper.noise;
+  const threshold = otsu(ink.filter((value) => value > noisiest));
   const strongInk = ink.filter((value) => value > threshold);
   const fullInk = strongInk.length > 0 ? median(strongInk) : 0;
   if (fullInk < Math.max(MIN_CONTRAST, 4.5 * paper.noise)) return null;
@@ -533,6 +534,7 @@ function findLines(strength) {
   const vertical = straightRuns(turned);
   const rows = printed(horizontal, vertical, strength);
   const columns = printed(vertical, horizontal, turned);
+  if (rows.length + columns.length === 0) return new Uint8Array(strength.values.length);
 
   const withoutRows = erase(strength, rows);
   const rest = transpose(erase(transpose(withoutRows), columns));

@@ -54,6 +54,8 @@ def find_lines(strength: np.ndarray) -> np.ndarray:
     vertical = _straight_runs(strength.T)
     rows = _printed(horizontal, vertical, strength)
     columns = _printed(vertical, horizontal, strength.T)
+    if not rows and not columns:
+        return np.zeros(strength.shape, bool)
 
     rest = _erase(strength, rows)
     rest = _erase(rest.T, columns).T
