@@ -10,6 +10,7 @@ from helpers import ROOT, few_or_all
 from PIL import Image
 from scipy import ndimage
 
+from mnist_lab.figures import explain
 from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
 from mnist_lab.handwriting.read import read
 from mnist_mlp import EnhancedNet, load_weights
@@ -282,6 +283,26 @@ def test_filled_shapes_keep_their_form(shape, is_bright):
     assert min(size) >= 18
     covered = float((image > 127).float().mean()) * 784 / (size[0] * size[1])
     assert covered == pytest.approx(ink[ink.any(1)][:, ink.any(0)].mean(), abs=0.12)
+
+
+def test_explain_draws_each_stage_and_the_doubt():
+    picture = in_a_box(seven(), np.random.default_rng(0))
+
+    figure = explain(picture)
+
+    pictures = [ax.images[0].get_array() for ax in figure.axes]
+    assert len(pictures) == 5
+    np.testing.assert_allclose(pictures[0], picture / 255)
+    np.testing.assert_allclose(pictures[1], picture.max() / 255, atol=0.3)  # paper has no ink
+    is_blue = pictures[2][..., 2] > pictures[2][..., 0] + 0.1
+    is_line = picture < 100
+    is_line[30:-30, 30:-30] = False
+    assert is_blue[is_line].mean() > 0.9
+    (box,) = figure.axes[3].patches
+    assert (box.get_width(), box.get_height()) == pytest.approx((70, 110), abs=4)
+    with pytest.warns(UserWarning, match="lines"):
+        np.testing.assert_array_equal(pictures[4], to_mnist(picture))
+    assert "lines" in figure.get_supxlabel()
 
 
 HOPELESS = {
