@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 SURFACE_SAMPLES = 64  # along the longer side: enough to fit the brightness of the paper
 TOLERANCE = 0.12  # of the picture's contrast: pixels this near a surface are explained by it
 MIN_GAIN = 0.1  # of the pixels and of the rim together: how much more a plane must explain
 MIN_FILLED = 0.15  # of the pixels: with more ink, paper and ink are told apart as two classes
 MIN_SEPARATION = 0.7  # of the variance lies between two classes; a normal distribution has 0.64
+MIN_BAR = 0.9  # of the rows show one run of ink where a 1 fills the picture
 WITH_DIAGONALS = np.ones((3, 3))
 
 
@@ -34,12 +34,17 @@ def find_paper(grey: np.ndarray, ignored: np.ndarray) -> Paper:
     deviations: the ink, a minority, hardly affects it.
 
     Where ink fills the picture, it is no minority. A plane through the picture's rim then explains
-    more of the picture, and the surface is fitted again to the pixels that are near it.
+    more of the picture, and the surface is fitted again to the pixels that are near it. Beside a 1
+    that fills a tall picture, the paper has one brightness.
 
     Args:
         grey: The picture's brightness from 0 to 1, float64 of shape (H, W).
         ignored: True where the picture shows neither paper nor ink, bool of shape (H, W).
     """
+    beside_a_bar = _paper_beside_a_bar(grey)
+    if beside_a_bar is not None:
+        return beside_a_bar
+
     height, width = grey.shape
     us = np.linspace(-1, 1, width) if width > 1 else np.zeros(1)
     vs = np.linspace(-1, 1, height) if height > 1 else np.zeros(1)
@@ -87,12 +92,6 @@ def find_paper(grey: np.ndarray, ignored: np.ndarray) -> Paper:
             surface = _fit(sample[is_paper], terms[is_paper], n_terms)
             residuals = sample - terms @ surface
 
-        far = np.abs(grey - _evaluate(surface, us, vs)) > threshold
-        if _lies_in_the_corners(far):
-            is_paper = ~is_paper
-            surface = _fit(sample[is_paper], terms[is_paper], 1)
-            residuals = sample - terms @ surface
-
     # Ink is far from the paper, so the sum of the cubes has its sign.
     ink_is_brighter = bool((residuals**3).sum() > 0)
     noise = 1.5 * float(np.median(np.abs(residuals[is_paper])))
@@ -136,7 +135,7 @@ def _sample(
 
 
 def _fit(sample: np.ndarray, terms: np.ndarray, n_terms: int) -> np.ndarray:
-    """Fit a surface by least absolute deviations: 1 term for a level, 3 for a plane, all 6."""
+    """Fit a surface by least absolute deviations: a plane with 3 terms, or with all 6."""
     used = terms[:, :n_terms]
     surface = np.zeros(n_terms)
     surface[0] = np.median(sample)
@@ -176,18 +175,31 @@ def _two_classes(values: np.ndarray) -> tuple[float, float]:
     return threshold, float(share * (1 - share) * difference**2 / values.var())
 
 
-def _lies_in_the_corners(far: np.ndarray) -> bool:
-    """Tell whether a long picture's pixels far from the paper lie in its corners, around one piece.
+def _paper_beside_a_bar(grey: np.ndarray) -> Paper | None:
+    """Return the paper of a tall picture that a 1 fills, or None if it shows something else.
 
-    They are then the paper, and what was taken for the paper is a 1 that fills the picture.
+    Hardly any paper is left beside such a 1, mostly in the corners. But in nearly each row the ink
+    is one run, and the paper is none or two.
     """
-    height, width = far.shape
-    if max(height, width) < 2 * min(height, width):
-        return False
-    components, _ = ndimage.label(far, WITH_DIAGONALS)
-    corners = components[[0, 0, -1, -1], [0, -1, 0, -1]]
-    elsewhere = far & ~np.isin(components, corners)
-    pieces, _ = ndimage.label(~far)
-    largest_piece = np.bincount(pieces[~far]).max(initial=0)
-    is_around_one = largest_piece > 0.95 * (~far).sum()
-    return bool(far.any() and elsewhere.sum() <= 0.001 * far.size and is_around_one)
+    height, width = grey.shape
+    if height < 2 * width:
+        return None
+    low = grey.min()
+    threshold, separation = _two_classes((grey - low).ravel())
+    if separation <= MIN_SEPARATION:
+        return None
+
+    is_bright = grey - low > threshold
+    bright_bar = _share_of_rows_with_one_run(is_bright) >= MIN_BAR
+    dark_bar = _share_of_rows_with_one_run(~is_bright) >= MIN_BAR
+    if bright_bar == dark_bar:
+        return None
+    level = np.median(grey[is_bright != bright_bar])
+    return Paper(np.full(grey.shape, level), 0.0, bright_bar)
+
+
+def _share_of_rows_with_one_run(mask: np.ndarray) -> float:
+    """Return the share of the rows in which all pixels of the mask stand together."""
+    changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(int), axis=1)
+    runs_in_row = (changes > 0).sum(axis=1)
+    return float((runs_in_row == 1).mean())
