@@ -185,6 +185,14 @@ def test_read_returns_rows_in_reading_order(mnist, model, n_rows, n_columns):
     assert n_right >= 7
 
 
+@pytest.mark.parametrize("is_bright", [False, True])
+def test_a_1_that_fills_the_picture_is_read(mnist, model, is_bright):
+    ones = mnist.test.images[mnist.test.labels == 1][:30]
+    for i, image in enumerate(ones):
+        picture = photographed(cropped(enlarged(image), 0), np.random.default_rng(i))
+        assert read(model, 255 - picture if is_bright else picture).text == "1"
+
+
 def seven() -> np.ndarray:
     """Return the ink of a 7, 120x90."""
     ink = np.zeros((120, 90))

@@ -11,6 +11,7 @@ const TOLERANCE = 0.12; // of the picture's contrast: pixels this near a surface
 const MIN_GAIN = 0.1; // of the pixels and of the rim together: how much more a plane must explain
 const MIN_FILLED = 0.15; // of the pixels: with more ink, paper and ink are told apart as two classes
 const MIN_SEPARATION = 0.7; // of the variance lies between two classes
+const MIN_BAR = 0.9; // of the rows show one run of ink where a 1 fills the picture
 
 const MIN_INK = 0.15; // of the median ink: fainter pixels are paper
 const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
@@ -157,7 +158,7 @@ function residualsOf({ sample, terms }, [a, b, c, d, e, f]) {
   });
 }
 
-// Fit a surface by least absolute deviations: 1 term for a level, 3 for a plane, all 6.
+// Fit a surface by least absolute deviations: a plane with 3 terms, or with all 6.
 function fit(points, termCount) {
   const { sample, terms } = points;
   let surface = [median(sample), 0, 0, 0, 0, 0];
@@ -240,25 +241,42 @@ function twoClasses(values) {
   return { threshold, separation: between / variance };
 }
 
-function liesInTheCorners(far, width, height) {
-  if (Math.max(height, width) < 2 * Math.min(height, width)) return false;
-  const { labelMap } = connectedComponents({ values: far, width, height });
-  const corners = new Set([0, width - 1, width * (height - 1), width * height - 1]
-    .map((pixel) => labelMap[pixel]));
-  corners.delete(0);
-  const isFar = far.reduce((count, value) => count + value, 0);
-  const elsewhere = labelMap.reduce(
-    (count, label) => count + (label !== 0 && !corners.has(label) ? 1 : 0), 0);
+// Return the paper of a tall picture that a 1 fills, or null if it shows something else.
+function paperBesideABar({ values, width, height }) {
+  if (height < 2 * width) return null;
+  const low = values.reduce((least, value) => Math.min(least, value), Infinity);
+  const { threshold, separation } = twoClasses(values.map((value) => value - low));
+  if (separation <= MIN_SEPARATION) return null;
 
-  const between = { values: far.map((value) => 1 - value), width, height };
-  const pieces = connectedComponents(between, false).components;
-  const largestPiece = pieces.reduce((most, { mass }) => Math.max(most, mass), 0);
-  const isAroundOne = largestPiece > 0.95 * (far.length - isFar);
-  return isFar > 0 && elsewhere <= 0.001 * far.length && isAroundOne;
+  const bright = maskOf(values, (value) => value - low > threshold);
+  const dark = bright.map((value) => 1 - value);
+  const brightBar = shareOfRowsWithOneRun(bright, width, height) >= MIN_BAR;
+  const darkBar = shareOfRowsWithOneRun(dark, width, height) >= MIN_BAR;
+  if (brightBar === darkBar) return null;
+  const paper = brightBar ? dark : bright;
+  const level = median(values.filter((_, i) => paper[i]));
+  const brightness = new Float64Array(values.length).fill(level);
+  return { brightness, noise: 0, inkIsBrighter: brightBar };
+}
+
+function shareOfRowsWithOneRun(mask, width, height) {
+  let rows = 0;
+  for (let y = 0; y < height; y++) {
+    let runs = 0;
+    for (let x = 0; x < width; x++) {
+      const begins = mask[y * width + x] && (x === 0 || !mask[y * width + x - 1]);
+      if (begins) runs++;
+    }
+    if (runs === 1) rows++;
+  }
+  return rows / height;
 }
 
 // Return the paper: { brightness, noise, inkIsBrighter }.
 function findPaper(grey, ignored) {
+  const besideABar = paperBesideABar(grey);
+  if (besideABar !== null) return besideABar;
+
   const { values, width, height } = grey;
   const us = coordinates(width);
   const vs = coordinates(height);
@@ -314,14 +332,6 @@ function findPaper(grey, ignored) {
       surface = fit(paperPoints, paperPoints.sample.length > 0.5 * residuals.length ? 6 : 3);
       residuals = residualsOf(points, surface);
     }
-
-    const brightness = evaluate(surface, us, vs);
-    const far = maskOf(values, (value, i) => Math.abs(value - brightness[i]) > threshold);
-    if (liesInTheCorners(far, width, height)) {
-      isPaper = isPaper.map((value) => 1 - value);
-      surface = fit(choosePoints(points, isPaper), 1);
-      residuals = residualsOf(points, surface);
-    }
   }
 
   // Ink is far from the paper, so the sum of the cubes has its sign.
@@ -349,7 +359,7 @@ function evaluate([a, b, c, d, e, f], us, vs) {
 // Return the connected components of the ink, and a map with the label of each pixel's component,
 // or 0. A component has the box of its pixels (right and bottom are the first ones behind it), and
 // their sum as its mass.
-function connectedComponents({ values, width, height }, withDiagonals = true) {
+function connectedComponents({ values, width, height }) {
   const labelMap = new Int32Array(values.length);
   const components = [];
 
@@ -374,7 +384,6 @@ function connectedComponents({ values, width, height }, withDiagonals = true) {
 
       for (let row = Math.max(0, y - 1); row <= Math.min(height - 1, y + 1); row++) {
         for (let column = Math.max(0, x - 1); column <= Math.min(width - 1, x + 1); column++) {
-          if (!withDiagonals && row !== y && column !== x) continue;
           const neighbour = row * width + column;
           if (values[neighbour] > 0 && labelMap[neighbour] === 0) {
             labelMap[neighbour] = label;
