@@ -202,6 +202,19 @@ def seven() -> np.ndarray:
     return ink
 
 
+def test_a_dark_stroke_on_a_faint_line_stays(model):
+    picture = np.full((240, 240), 255, np.uint8)
+    for position in range(20, 240, 40):
+        picture[position : position + 3] = 160
+        picture[:, position : position + 3] = 160
+    picture[75:165, 100:103] = 10  # a 1 along a line, as wide as the line
+
+    reading = read(model, picture)
+
+    assert reading.text == "1"
+    np.testing.assert_allclose(reading.digits[0].box, (100, 75, 103, 165), atol=2)
+
+
 WARNED = {
     "lines": in_a_box,
     "edge": beside_the_table,
