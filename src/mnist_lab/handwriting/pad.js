@@ -5,6 +5,8 @@
 const HEIGHT = 280;
 const PEN = 22;
 const ERASER = 40;
+const UNREADABLE = "This browser does not let the page read its own drawing: "
+  + "allow this page to use canvas data, or open it in another browser.";
 const MAX_PIXEL_NOISE = 40; // of 255: browsers that add noise change the lowest bits only
 
 const STYLE = `
