@@ -56,7 +56,10 @@ def test_pad_answers_with_the_probabilities_of_the_drawing(model, seven):
 
 def test_pad_takes_other_networks_and_classes(seven):
     pytest.importorskip("anywidget")
-    pad = drawing_pad(torch.nn.Linear(784, 2), ("o", "ki"))
+    network = torch.nn.Linear(784, 2)
+    network.class_names = ("o", "ki")
+
+    pad = drawing_pad(network)
 
     send(pad, seven.tobytes())
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import runpy
-import warnings
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 import torch
 from helpers import ROOT, few_or_all, paste_digit
 from PIL import Image
+from test_pad import RENDER
+from test_read_pictures import KINDS, enlarged
 
-from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
+from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
 from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -124,8 +126,18 @@ def pixels(page, canvas: str = "canvas.paper") -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
 
 
-def read(page, pictures: list[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each picture the images that the page sees, (N, 28, 28), and the probabilities."""
+@dataclass
+class PageReading:
+    """What the page reads in a picture."""
+
+    images: torch.Tensor  # uint8 of shape (N, 28, 28)
+    probabilities: torch.Tensor  # float32 of shape (N, 10)
+    row_lengths: list[int]  # the digits in each row
+    warnings: list[str]
+
+
+def read(page, pictures: list[np.ndarray]) -> list[PageReading]:
+    """Return what the page reads in each picture."""
     code = """async (pictures) => {
       const answers = [];
       for (const picture of pictures) {
@@ -133,17 +145,42 @@ def read(page, pictures: list[np.ndarray]) -> list[tuple[torch.Tensor, torch.Ten
         const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
         const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
         context.drawImage(bitmap, 0, 0);
-        const images = digitsIn(context.getImageData(0, 0, bitmap.width, bitmap.height));
+        const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+        const { rows, warnings } = digitsIn(pixels);
+        const images = rows.flat();
         const probabilities = images.map((image) => [...predict(layers, image, MEAN, STD)]);
-        answers.push([images.map((image) => [...image]), probabilities]);
+        answers.push({
+          images: images.map((image) => [...image]),
+          probabilities,
+          rowLengths: rows.map((row) => row.length),
+          warnings,
+        });
       }
       return answers;
     }"""
     answers = []
-    for images, probabilities in page.evaluate(code, [in_base64(png(p)) for p in pictures]):
-        images = torch.tensor(images, dtype=torch.uint8).view(-1, 28, 28)
-        answers.append((images, torch.tensor(probabilities)))
+    for answer in page.evaluate(code, [in_base64(png(picture)) for picture in pictures]):
+        images = torch.tensor(answer["images"], dtype=torch.uint8).view(-1, 28, 28)
+        probabilities = torch.tensor(answer["probabilities"])
+        answers.append(PageReading(images, probabilities, answer["rowLengths"], answer["warnings"]))
     return answers
+
+
+def read_by_python(picture: np.ndarray) -> PageReading:
+    """Return what Python reads in a picture, without the probabilities."""
+    try:
+        analysed = analyse(picture)
+    except ValueError:  # there is no ink
+        return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [])
+    images = torch.stack([thicken_and_centre(digit.strength) for digit in analysed.digits])
+    row_lengths = [len(row) for row in analysed.rows]
+    return PageReading(images, torch.empty(0, 10), row_lengths, analysed.warnings)
+
+
+def assert_same_reading(answer: PageReading, expected: PageReading) -> None:
+    assert answer.row_lengths == expected.row_lengths
+    assert answer.warnings == expected.warnings
+    assert ((answer.images.int() - expected.images.int()).abs() <= 1).all()
 
 
 def number(digits: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -164,25 +201,39 @@ def test_page_reads_pictures_as_python_does(page, network, count):
     digits = load("digits").train.images.numpy()
     pictures = [paste_digit(digits[i], random, rough=i % 2 == 1) for i in range(count)]
     pictures.append(pictures[0][..., None] // np.array([1, 2, 4], np.uint8))  # a coloured one
-    expected = [to_mnist(picture)[None] for picture in pictures]
     for i in range(count // 2):
-        picture = number(digits[random.integers(0, 1000, 2 + i % 4)], random)
-        pictures.append(picture)
-        expected.append(segment_digits(picture))
+        pictures.append(number(digits[random.integers(0, 1000, 2 + i % 4)], random))
 
     answers = read(page, pictures)
 
-    for (images, probabilities), expected_images in zip(answers, expected, strict=True):
-        assert len(images) == len(expected_images)
-        assert ((images.int() - expected_images.int()).abs() <= 1).all()
-        expected_probabilities = network.predict_proba((expected_images / 255 - MEAN) / STD)
-        assert (probabilities - expected_probabilities).abs().max() <= 2e-3  # 16-bit weights
+    for answer, picture in zip(answers, pictures, strict=True):
+        expected = read_by_python(picture)
+        assert_same_reading(answer, expected)
+        expected_probabilities = network.predict_proba((expected.images / 255 - MEAN) / STD)
+        assert (answer.probabilities - expected_probabilities).abs().max() <= 2e-3  # 16-bit weights
+
+
+@pytest.mark.parametrize("count", few_or_all(3, 60))
+def test_page_drops_lines_edges_and_crops_as_python_does(page, mnist, count):
+    pictures = []
+    for make_picture in KINDS.values():
+        for i in range(count):
+            picture = make_picture(enlarged(mnist.test.images[i]), np.random.default_rng(i))
+            pictures.append(picture * 255 if picture.max() == 1 else picture)
+
+    answers = read(page, pictures)
+
+    n_warned = 0
+    for answer, picture in zip(answers, pictures, strict=True):
+        assert_same_reading(answer, read_by_python(picture))
+        n_warned += bool(answer.warnings)
+    assert n_warned >= len(pictures) / 3
 
 
 def test_page_groups_strokes_as_python_does(page):
     sheet = np.full((280, 560), 255, np.uint8)
     pictures = [sheet]
-    expected = [torch.empty(0, 28, 28)]
+    row_lengths = [[]]
 
     # Two slanted bars 100 columns wide: one digit if they overlap on 40 columns, else two.
     for shift in (60, 61, 140):
@@ -191,8 +242,7 @@ def test_page_groups_strokes_as_python_does(page):
             bars[150 - column : 170 - column, 100 + column] = 0
             bars[150 - column : 177 - column, 100 + shift + column] = 0
         pictures.append(bars)
-        expected.append(segment_digits(bars))
-    assert [len(images) for images in expected] == [0, 1, 2, 2]
+        row_lengths.append([1] if shift == 60 else [2])
 
     five = sheet.copy()
     five[100:120, 100:170] = five[120:180, 100:120] = five[160:180, 100:170] = 0
@@ -200,23 +250,33 @@ def test_page_groups_strokes_as_python_does(page):
     roof = five.copy()
     roof[70:90, 100:190] = 0
     flag = five.copy()
-    flag[30:90, 180:230] = 0  # beside the digit, but less than half as high
+    flag[50:90, 180:230] = 0  # beside the digit, but less than half as high
     specks = five.copy()
     specks[20:23, 20:23] = specks[250:254, 500:504] = 0
     box = sheet.copy()
     # Its width becomes 12.5 of 20 pixels. Python rounds half to even, JavaScript rounds half up.
     box[50:130, 100:150] = 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # `to_mnist` warns of several digits
-        for picture in (five, roof, flag, specks, box):
-            pictures.append(picture)
-            expected.append(to_mnist(picture)[None])
+    pictures += [five, roof, flag, specks, box]
+    row_lengths += [[1]] * 5
+
+    mark = five.copy()
+    mark[10:40, 400:470] = 0
+    above = sheet.copy()
+    above[20:120, 100:110] = above[150:250, 100:110] = above[150:250, 300:310] = 0
+    halves = sheet.copy()
+    halves[20:120, 100:110] = halves[130:250, 100:110] = 0
+    wide = sheet.copy()
+    for left in (40, 140, 260, 400):
+        wide[60:200, left : left + 16] = wide[60:76, left : left + 70] = 0
+    wide[130:136, 260:400] = 0  # joins two digits
+    pictures += [mark, above, halves, wide]
+    row_lengths += [[1], [1, 2], [1], [4]]
 
     answers = read(page, pictures)
 
-    for (images, _), expected_images in zip(answers, expected, strict=True):
-        assert len(images) == len(expected_images)
-        assert ((images.int() - expected_images.int()).abs() <= 1).all()
+    for answer, picture, lengths in zip(answers, pictures, row_lengths, strict=True):
+        assert_same_reading(answer, read_by_python(picture))
+        assert answer.row_lengths == lengths
 
 
 def test_page_recognises_drawn_digits(page):
@@ -237,8 +297,8 @@ def test_page_recognises_drawn_digits(page):
 def test_page_reads_a_drawn_number_digit_by_digit(page):
     for i, digit in enumerate("427"):
         draw(page, STROKES[digit], left=165 * i - 40)
-    images, probabilities = read(page, [pixels(page)[..., 0]])[0]
-    sure = [f"{100 * p:.0f}%" for p in probabilities.amax(1).tolist()]
+    answer = read(page, [pixels(page)[..., 0]])[0]
+    sure = [f"{100 * p:.0f}%" for p in answer.probabilities.amax(1).tolist()]
 
     assert spoken(page) == "This looks like 4 2 7."
     assert [text.split() for text in picks(page).all_inner_texts()] == [
@@ -252,7 +312,7 @@ def test_page_reads_a_drawn_number_digit_by_digit(page):
         pressed = [pick.get_attribute("aria-pressed") for pick in picks(page).all()]
         assert pressed.index("true") == i
         assert page.locator(".bars .best").inner_text() == "427"[i]
-        np.testing.assert_array_equal(pixels(page, "canvas.seen")[..., 0], images[i])
+        np.testing.assert_array_equal(pixels(page, "canvas.seen")[..., 0], answer.images[i])
 
     click(page, "Undo")
     assert spoken(page) == "This looks like 4 2."
@@ -343,7 +403,7 @@ def test_attributions_are_captums_and_sum_to_the_logit(page, network, mnist):
 def test_map_is_blue_for_the_answer_and_orange_against_it(page, network):
     for i, digit in enumerate("42"):
         draw(page, STROKES[digit], left=200 * i)
-    images, _ = read(page, [pixels(page)[..., 0]])[0]
+    images = read(page, [pixels(page)[..., 0]])[0].images
 
     for i, digit in enumerate("42"):
         picks(page).nth(i).click()
@@ -385,6 +445,66 @@ def test_page_reads_dropped_and_chosen_pictures(page, tmp_path):
         big = np.kron(two / 255, np.ones((8, 8)))
         drop(page, "two.png", png((paper + (ink - paper) * big).round().astype(np.uint8)))
         looks_like_2.wait_for()
+
+
+def test_page_reads_rows_and_tells_its_doubt(page):
+    sheet = np.full((280, 560), 255, np.uint8)
+    for top, lefts in ((20, (100, 200)), (160, (100, 200, 300))):
+        for left in lefts:
+            sheet[top : top + 100, left : left + 14] = 0
+    sheet[:, :12] = 60  # a strip of the table
+
+    drop(page, "rows.png", png(sheet))
+
+    page.locator(".sentence", has_text="This looks like 1 1 / 1 1 1.").wait_for()
+    assert "edge" in page.locator(".doubt").inner_text()
+    press(page, "Escape")
+    assert page.locator(".doubt").inner_text() == ""
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_page_reads_transparent_ink_of_either_colour(page, ink):
+    sheet = np.zeros((200, 200, 4), np.uint8)
+    sheet[..., :3] = ink
+    sheet[30:170, 92:108, 3] = 255
+
+    drop(page, "ink.png", png(sheet))
+
+    page.locator(".sentence", has_text="This looks like 1").wait_for()
+
+
+CHANGE_PIXELS = """const read = CanvasRenderingContext2D.prototype.getImageData;
+CanvasRenderingContext2D.prototype.getImageData = function (...area) {
+  const picture = read.apply(this, area);
+  for (let i = 0; i < picture.data.length; i++) if (i % 4 !== 3) picture.data[i] = VALUE;
+  return picture;
+}"""
+PROTECTIONS = {
+    "random": CHANGE_PIXELS.replace("VALUE", "Math.random() * 256"),
+    "white": CHANGE_PIXELS.replace("VALUE", "255"),
+    "refused": """CanvasRenderingContext2D.prototype.getImageData = function () {
+      throw new DOMException("no", "SecurityError");
+    }""",
+    "noise": CHANGE_PIXELS.replace("VALUE", "picture.data[i] ^ (Math.random() < 0.5)"),
+}
+
+
+@pytest.mark.parametrize("protection", PROTECTIONS)
+@pytest.mark.parametrize("place", ["page", "notebook"])
+def test_pad_tells_that_the_browser_hides_its_drawing(browser, protection, place):
+    page = browser.new_page(viewport={"width": 1000, "height": 700})
+    page.add_init_script(PROTECTIONS[protection])
+    page.goto(PAGE if place == "page" else "about:blank")
+    if place == "notebook":
+        folder = ROOT / "src" / "mnist_lab" / "handwriting"
+        page.evaluate(RENDER, (folder / "pad.js").read_text() + (folder / "widget.js").read_text())
+
+    draw(page, STROKES["7"])
+
+    assert ("browser" in spoken(page)) == (protection != "noise")
+    if protection == "noise" and place == "page":
+        assert spoken(page).startswith("This looks like 7")
+    page.close()
 
 
 @pytest.mark.parametrize("width", [1000, 320])

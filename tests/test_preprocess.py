@@ -10,7 +10,7 @@ import torch
 from helpers import ROOT, few_or_all, paste_digit
 from PIL import Image, ImageDraw
 
-from mnist_lab.handwriting.pictures import read_grey
+from mnist_lab.handwriting.pictures import read_reduced
 from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
 from mnist_lab.handwriting.synthetic import render_photo, write_samples
 from mnist_mlp import EnhancedNet, evaluate, load, load_weights
@@ -228,4 +228,7 @@ def test_to_mnist_refuses_files(tmp_path):
 
 
 def test_long_pictures_are_reduced_by_their_longer_side():
-    assert read_grey(np.zeros((100, 1300), np.uint8)).shape == (34, 434)
+    grey, reduction = read_reduced(np.zeros((100, 1300), np.uint8))
+
+    assert grey.shape == (34, 434)
+    assert reduction == 3

@@ -7,10 +7,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from mnist_lab.handwriting.pictures import Picture
+from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
 from mnist_mlp.plots import BLUE, ORANGE, new_axes, wrapped
 
 # The colours of web/page.html: orange pixels speak against an answer, blue ones for it.
@@ -158,3 +161,55 @@ def accuracy_curves(
     ax.set(ylabel="accuracy", ylim=(-0.03, 1.03))
     ax.legend()
     return ax
+
+
+def explain(picture: Picture) -> Figure:
+    """Draw what happens to a picture before the network sees it, one stage beside the other.
+
+    The stages are the picture, its paper without ink, the ink and what was dropped (blue: printed
+    lines; orange: things at the edge), the boxes of the digits, and the 28x28 images. The reasons
+    to doubt the result stand below.
+
+    Args:
+        picture: A picture as for `mnist_lab.handwriting.preprocess.to_mnist`.
+
+    Raises:
+        ValueError: The picture cannot be read or has no ink on it.
+        OSError: The file is missing or not readable.
+    """
+    page = analyse(picture)
+    ink = page.ink
+    figure, axes = plt.subplots(1, 5, figsize=(12, 3), layout="constrained")
+    titles = ["The picture", "Its paper", "The ink", "The digits", "What the network sees"]
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=10)
+    picture_ax, paper_ax, ink_ax, digits_ax, images_ax = axes
+
+    picture_ax.imshow(page.grey, cmap="gray", vmin=0, vmax=1)
+    paper_ax.imshow(ink.paper.brightness, cmap="gray", vmin=0, vmax=1)
+
+    coloured = np.repeat(1 - ink.strength[:, :, None], 3, axis=2)
+    coloured[ink.lines] = to_rgb(BLUE)
+    coloured[ink.edge] = to_rgb(ORANGE)
+    ink_ax.imshow(coloured)
+
+    digits_ax.imshow(ink.strength, cmap="gray_r", vmin=0, vmax=1)
+    for row_number, row in enumerate(page.rows):
+        for digit in row:
+            corner = (digit.left - 0.5, digit.top - 0.5)
+            colour = BLUE if row_number % 2 == 0 else ORANGE  # tells two rows apart
+            box = Rectangle(corner, digit.width, digit.height, fill=False, edgecolor=colour)
+            digits_ax.add_patch(box)
+
+    longest_row = max(len(row) for row in page.rows)
+    images = np.zeros((28 * len(page.rows), 28 * longest_row), np.uint8)
+    for y, row in enumerate(page.rows):
+        for x, digit in enumerate(row):
+            image = thicken_and_centre(digit.strength).numpy()
+            images[28 * y : 28 * (y + 1), 28 * x : 28 * (x + 1)] = image
+    images_ax.imshow(images, cmap="gray_r", vmin=0)
+
+    if page.warnings:
+        figure.supxlabel("\n".join(page.warnings), fontsize=9)
+    return figure

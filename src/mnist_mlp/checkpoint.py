@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mnist_mlp.evaluation import check_network, check_weights
+from mnist_mlp.evaluation import check_network, check_weights, class_names_of
 from mnist_mlp.files import atomic_write, read_json
 
 # The entries that every card has, with their types.
@@ -74,7 +74,7 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
         "model": type(model).__name__,
         "parameters": sum(tensor.numel() for tensor in model.parameters()),
         **card,
-        "classes": getattr(model, "class_names", None),
+        "classes": class_names_of(model),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "saved": datetime.now(UTC).isoformat(timespec="seconds"),

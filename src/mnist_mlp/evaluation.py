@@ -175,14 +175,22 @@ def check_network(model: nn.Module) -> None:
         raise TypeError(f"model must be a network, found {type(model).__name__}.")
 
 
-def check_class_names(model: nn.Module, dataset: ImageDataset) -> None:
-    """Raise ValueError if the model was trained on other classes than those of the data set.
+def class_names_of(model: nn.Module) -> tuple[str, ...] | None:
+    """Return the names of the classes that a model was trained on, or None if it does not know.
 
-    `fit` and `load_weights` tell a model its classes in `model.class_names`. A model that has none
-    is not checked.
+    `fit` and `load_weights` set them as `model.class_names`. The model may be wrapped in another.
     """
-    class_names = getattr(model, "class_names", None)
-    if class_names is not None and tuple(class_names) != dataset.classes:
+    for module in model.modules():
+        class_names = getattr(module, "class_names", None)
+        if class_names is not None:
+            return tuple(class_names)
+    return None
+
+
+def check_class_names(model: nn.Module, dataset: ImageDataset) -> None:
+    """Raise ValueError if the model was trained on other classes than those of the data set."""
+    class_names = class_names_of(model)
+    if class_names is not None and class_names != dataset.classes:
         raise ValueError(
             "the model and the data set must have the same classes in the same order, found "
             f"{' '.join(class_names)} and {' '.join(dataset.classes)}."

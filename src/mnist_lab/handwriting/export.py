@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mnist_mlp.data import ImageDataset, normalise
-from mnist_mlp.evaluation import evaluate
+from mnist_mlp.evaluation import class_names_of, evaluate
 from mnist_mlp.files import atomic_write
 
 
@@ -62,7 +62,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
     # Two images: for an example of one, PyTorch would fix the number of images at one.
     images = torch.zeros(2, 28, 28, dtype=torch.uint8)
     classifier = Classifier(model).eval()
-    class_names = class_names_of(model, n_outputs=classifier(images).shape[1])
+    class_names = names_of_outputs(model, n_outputs=classifier(images).shape[1])
     labels = torch.zeros(2, dtype=torch.int64)
     evaluate(model, ImageDataset(images, labels, class_names))  # raises for anything but logits
 
@@ -82,15 +82,15 @@ def export_onnx(model: nn.Module, path: str | Path) -> None:
         file.write_bytes(onnx_model.SerializeToString())
 
 
-def class_names_of(model: nn.Module, n_outputs: int) -> tuple[str, ...]:
+def names_of_outputs(model: nn.Module, n_outputs: int) -> tuple[str, ...]:
     """Return `model.class_names`, or the ten digits if it has none and ten outputs.
 
     Raises:
         ValueError: The names are unknown.
     """
-    class_names = getattr(model, "class_names", None)
+    class_names = class_names_of(model)
     if class_names is not None:
-        return tuple(class_names)
+        return class_names
     if n_outputs == len(ImageDataset.classes):
         return ImageDataset.classes
     raise ValueError(

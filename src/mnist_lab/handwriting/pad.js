@@ -5,6 +5,9 @@
 const HEIGHT = 280;
 const PEN = 22;
 const ERASER = 40;
+const UNREADABLE = "This browser does not let the page read its own drawing: "
+  + "allow this page to use canvas data, or open it in another browser.";
+const MAX_PIXEL_NOISE = 40; // of 255: browsers that add noise change the lowest bits only
 
 const STYLE = `
 .pad { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
@@ -43,8 +46,8 @@ function make(tag, properties, parent) {
 // `changed(null)` when the pad is empty. `area` is [x, y, width, height] of the part to read: the
 // picture if it is the last thing put on the pad, else the whole pad.
 //
-// Returns the elements `pad` and `tools`, for more content, and `put(picture)`, which replaces the
-// drawing by a picture.
+// Returns the elements `pad` and `tools`, for more content, and `put(picture, paper)`, which replaces
+// the drawing by a picture, on paper of that colour where the picture is transparent.
 export function drawingPad(host, changed, width = HEIGHT) {
   make("style", { textContent: STYLE }, host);
   const pad = make("div", { className: "pad" }, host);
@@ -80,6 +83,8 @@ export function drawingPad(host, changed, width = HEIGHT) {
       context.fillRect(0, 0, width, HEIGHT);
     } else if (mark.picture) {
       draw("clear");
+      context.fillStyle = mark.paper;
+      context.fillRect(...areaOf(mark));
       context.drawImage(mark.picture, ...areaOf(mark));
     } else {
       for (let i = 0; i <= mark.points.length; i++) drawPiece(mark, i);
@@ -245,7 +250,30 @@ export function drawingPad(host, changed, width = HEIGHT) {
   make("button", { textContent: "Clear", type: "button", onclick: clear }, tools);
 
   draw("clear");
-  return { pad, tools, put: (picture) => add({ picture }) };
+  return { pad, tools, put: (picture, paper = "white") => add({ picture, paper }) };
+}
+
+// Return whether the page can read what it paints on a canvas of this size. Browsers that protect
+// against fingerprinting return white or random pixels, or throw; a little noise does no harm.
+export function canReadCanvas(width, height) {
+  const context = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
+  const half = Math.floor(width / 2);
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
+  context.fillStyle = "black";
+  context.fillRect(0, 0, half, height);
+
+  try {
+    const { data } = context.getImageData(0, Math.floor(height / 2), width, 1);
+    for (let x = 0; x < width; x++) {
+      for (const value of data.subarray(4 * x, 4 * x + 3)) {
+        if (Math.abs(value - (x < half ? 0 : 255)) > MAX_PIXEL_NOISE) return false;
+      }
+    }
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function middle(from, to) {

@@ -9,16 +9,16 @@ from torch import nn
 
 from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset, normalise
+from mnist_mlp.evaluation import class_names_of
 
 NOT_INSTALLED = "The drawing pad needs an extra: pip install -e '.[draw]', then restart the kernel."
 
 
-def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classes):
+def drawing_pad(model: nn.Module):
     """Return a widget to draw a digit on; the model's probabilities follow the strokes.
 
     Args:
-        model: A network that was trained on MNIST.
-        classes: The names of the model's classes.
+        model: A network. The names of its classes are `model.class_names`, or the ten digits.
 
     Returns:
         A widget. Its `image` is the image that the network saw last, uint8 of shape (28, 28), or
@@ -67,4 +67,4 @@ def drawing_pad(model: nn.Module, classes: tuple[str, ...] = ImageDataset.classe
                 self.probabilities = logits.softmax(dim=1)[0].tolist()
             self.answer_count += 1
 
-    return DrawingPad(classes=list(classes))
+    return DrawingPad(classes=list(class_names_of(model) or ImageDataset.classes))

@@ -16,11 +16,15 @@ MIN_CONTRAST = 0.06  # of the whole scale: a picture with less is empty
 Picture = str | PathLike | Image.Image | np.ndarray | torch.Tensor
 
 
-def read_grey(picture: Picture) -> np.ndarray:
-    """Return the picture's brightness, float64 of shape (H, W) from 0 to 1, reduced if large.
+def read_reduced(picture: Picture) -> tuple[np.ndarray, int]:
+    """Return the picture's brightness, reduced if it is large, and by how much it was reduced.
 
     Args:
         picture: A picture as for `to_mnist`.
+
+    Returns:
+        The brightness from 0 to 1, float64 of shape (H, W), and the number of the picture's pixels
+        along a side of one of these.
 
     Raises:
         ValueError: The picture is damaged, too large or of an unknown format.
@@ -48,7 +52,7 @@ def read_grey(picture: Picture) -> np.ndarray:
     # Pillow's modes I, I;16, I;16B ... are integers of 32 or 16 bits, and F are floats.
     has_8_bits = picture.mode not in ("I", "F") and not picture.mode.startswith("I;")
     if has_8_bits:
-        return _flatten(picture.reduce(factor))
+        return _flatten(picture.reduce(factor)), factor
 
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
@@ -63,7 +67,7 @@ def read_grey(picture: Picture) -> np.ndarray:
             f"found {values.min():g} to {values.max():g}."
         )
     reduced = Image.fromarray(values.astype(np.float32)).reduce(factor)
-    return np.asarray(reduced, np.float64)
+    return np.asarray(reduced, np.float64), factor
 
 
 def _flatten(picture: Image.Image) -> np.ndarray:
@@ -123,7 +127,8 @@ def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:
             f"a picture's array must be (H, W), (H, W, 3) or (H, W, 4), found {values.shape}."
         )
 
-    if values.dtype == bool:
+    # Bits of 0 and 1 are ink and paper, not two shades of black.
+    if values.dtype == bool or (values.dtype == np.uint8 and values.max() == 1):
         values = values.astype(np.uint8) * np.uint8(255)
 
     # Pillow has floats and 16 bits for grey pictures only: colours are reduced to 8 bits.

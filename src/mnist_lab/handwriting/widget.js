@@ -2,10 +2,14 @@
 
 export default {
   render({ model, el }) {
+    let isHidden = false; // whether the browser hides the drawing from the page
     const { pad } = drawingPad(el, (canvas) => {
-      const grey = canvas ? greyValues(canvas) : new Uint8Array(0);
+      isHidden = canvas !== null && !canReadCanvas(canvas.width, canvas.height);
+      const isReadable = canvas !== null && !isHidden;
+      const grey = isReadable ? greyValues(canvas) : new Uint8Array(0);
       model.set("canvas", new DataView(grey.buffer));
       model.save_changes();
+      update();
     });
 
     const show = addAnswer(pad, model.get("classes"));
@@ -13,7 +17,7 @@ export default {
       const bytes = model.get("seen");
       const probabilities = model.get("probabilities");
       const image = bytes?.byteLength ? new Uint8Array(bytes.buffer, bytes.byteOffset, 784) : null;
-      show(probabilities.length ? probabilities : null, image);
+      show(probabilities.length ? probabilities : null, image, isHidden ? UNREADABLE : null);
     }
     model.on("change:answer_count", update);
     update();
