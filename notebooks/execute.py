@@ -86,7 +86,8 @@ def read_dataset(path: Path) -> str:
 
 def execute(path: Path) -> Path:
     """Execute the notebook and return the path of the result, which is written if no cell fails."""
-    notebook = nbformat.read(path, as_version=4)
+    content = path.read_bytes()
+    notebook = nbformat.reads(content.decode("utf-8"), as_version=4)
     result = path
     dataset = read_dataset(path)
 
@@ -114,6 +115,11 @@ def execute(path: Path) -> Path:
         on_cell_start=print_title,
     )
     client.execute()
+
+    # Somebody may have edited the notebook in the meantime.
+    if result == path and path.read_bytes() != content:
+        result = path.with_stem(f"{path.stem}-executed")
+        print(f"{path} was edited while it ran, so the result is written beside it.")
 
     with atomic_write(result) as file:
         nbformat.write(notebook, file)

@@ -67,3 +67,8 @@ def test_fit_temperature_is_bounded(label, temperature):
     evaluation = Evaluation(logits, torch.full((20,), label), ("a", "b"))
 
     assert fit_temperature(evaluation) == pytest.approx(temperature, rel=1e-2)
+
+
+def test_temperature_must_be_positive(random_evaluation):
+    with pytest.raises(ValueError, match="temperature"):
+        with_temperature(random_evaluation, 0.0)

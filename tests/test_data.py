@@ -227,3 +227,10 @@ def test_dataloader_gives_the_batches(toy, wrap):
 def test_subset_of_torch_is_refused_with_the_remedy(toy):
     with pytest.raises(TypeError, match=r"subset\(indices\)"):
         evaluate(EnhancedNet(), Subset(toy[0], range(9)))
+
+
+def test_dataset_refuses_teacher_logits_that_are_not_finite():
+    logits = torch.zeros(40, 10)
+    logits[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="teacher_logits"):
+        ImageDataset(EVERY_BYTE, LABELS, teacher_logits=logits)

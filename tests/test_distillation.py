@@ -207,3 +207,11 @@ def test_save_distillation_sets_refuses_copies_without_logits(toy, tmp_path):
         with pytest.raises(ValueError, match="cop"):
             save_distillation_sets(sets, train, tmp_path / "sets.pth")
     assert not list(tmp_path.iterdir())
+
+
+def test_save_distillation_sets_refuses_copies_of_another_order(toy, tmp_path):
+    train = toy[0]
+    sets = precompute_teacher_logits(train, [EnhancedNet()], copies=1, progress=False)
+
+    with pytest.raises(ValueError, match="labels"):
+        save_distillation_sets(sets, train.subset(torch.arange(129, -1, -1)), tmp_path / "sets.pt")

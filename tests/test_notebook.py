@@ -239,7 +239,7 @@ def test_outputs_save_figure_and_model_with_card(tmp_path, monkeypatch):
     history = History(Recipe(epochs=2), "float32", epochs, best_epoch=1)
     outputs = notebook.Outputs(digits, history)
 
-    plt.figure()
+    plt.subplots()
     outputs.save_figure("curve")
     path = outputs.save_model(model, test)
 
@@ -495,3 +495,49 @@ def test_live_curves_are_silent_outside_a_notebook(capsys):
     watch(History(Recipe(epochs=3), epochs=[{}]))
 
     assert capsys.readouterr() == ("", "")
+
+
+def test_save_figure_refuses_a_blank_figure(tmp_path, monkeypatch):
+    """The figure of another cell is closed by the time that the next one runs."""
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    plt.close("all")
+
+    with pytest.raises(RuntimeError, match="no figure"):
+        notebook.save_figure("confusion_matrix")
+
+    assert not (tmp_path / "figures").exists()
+
+
+def test_numbers_of_other_images_are_refused(few_mnist, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    history = train_briefly(few_mnist)
+    model = EnhancedNet()
+    validation = evaluate(model, few_mnist.validation)
+    test = evaluate(model, few_mnist.test)
+    outputs = notebook.Outputs(few_mnist, history)
+
+    with pytest.raises(ValueError, match="test"):
+        outputs.save_model(model, validation)
+    with pytest.raises(ValueError, match="history"):
+        notebook.Outputs(few_mnist, History(RECIPE)).save_model(model, test)
+    with pytest.raises(ValueError, match="same images"):
+        notebook.comparison_table({"a": validation}, {"a": test})
+
+
+def test_run_log_keeps_a_history_that_is_filled_again(few_mnist):
+    log = notebook.RunLog()
+    history = train_briefly(few_mnist)
+    n_epochs = len(history.epochs)
+    log.add(few_mnist, history, evaluate(EnhancedNet(), few_mnist.validation))
+
+    history.epochs.clear()
+
+    assert log.table()["epochs"].tolist() == [n_epochs]
+
+
+def test_output_path_expands_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", "~/out")
+
+    assert notebook.output_path("models/net.pth") == tmp_path / "out" / "models" / "net.pth"

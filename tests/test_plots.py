@@ -177,3 +177,15 @@ def test_gallery_without_errors_says_so(evaluation):
     perfect = Evaluation(evaluation.logits, evaluation.predicted, CLASSES)
     ax = plots.misclassified_gallery(perfect, torch.ones(5, 28, 28))
     assert texts(ax) == ["no errors"]
+
+
+def test_figures_refuse_numbers_of_other_classes_or_images(evaluation):
+    with pytest.raises(ValueError, match="confusion"):
+        plots.confusion_matrix(np.zeros((2, 2), int), CLASSES)
+    with pytest.raises(ValueError, match="images"):
+        plots.misclassified_gallery(evaluation, torch.zeros(1, 28, 28))
+
+
+def test_captions_may_hold_dollar_signs():
+    plots.sample_grid(torch.zeros(1, 28, 28), ["0$5_$6"])
+    plt.gcf().canvas.draw()

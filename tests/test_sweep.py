@@ -382,3 +382,12 @@ def test_cluster_refuses_an_address_without_scheduler(address):
     pytest.importorskip("distributed")
     with pytest.raises(ConnectionError, match="scheduler"), cluster(address):
         pass
+
+
+def test_sweep_takes_a_generator_and_names_an_unusable_folder_first(tmp_path):
+    records = sweep(({**QUICK, "seed": seed} for seed in (0, 1)), tmp_path / "records")
+    assert [record["run"]["seed"] for record in records] == [0, 1]
+
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match="file"):
+        sweep([{"epochs": 10_000}], tmp_path / "file")

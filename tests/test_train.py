@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -490,6 +491,16 @@ def test_fit_refuses_settings_that_it_would_ignore(toy):
     # Where they have an effect they are taken: the second set has no teacher.
     both = replace(temperature, label_smoothing=0.1, epochs=1)
     assert fit(small_net(), [taught, train], validation, both).epochs
+
+
+def test_fit_warns_of_warps_that_the_teacher_has_not_seen(toy):
+    train, validation = toy
+    taught = replace(train, teacher_logits=torch.randn(130, 10))
+
+    with pytest.warns(UserWarning, match="same images"):
+        fit(small_net(), taught, validation, RECIPE)
+    with warnings.catch_warnings(action="error"):
+        fit(small_net(), taught, validation, replace(RECIPE, augment_strength=0.0, epochs=1))
 
 
 # Own functions of another convention

@@ -32,8 +32,9 @@ def study(digits) -> dict:
 
 def test_small_study_begins_with_the_recipe(digits, study):
     torch.manual_seed(RECIPE.seed)
-    step = len(digits.train) // 500
-    some_images = digits.train.subset(torch.arange(0, len(digits.train), step))
+    generator = torch.Generator().manual_seed(RECIPE.seed)
+    chosen = torch.randperm(len(digits.train), generator=generator)[:500]
+    some_images = digits.train.subset(chosen.sort().values)
     recipe = replace(RECIPE, epochs=3)
     history = fit(EnhancedNet(), some_images, digits.validation, recipe, progress=False)
 
@@ -148,3 +149,32 @@ def test_small_study_without_optuna_says_what_to_install(digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         small_study(digits, SPACE)
+
+
+def test_small_study_searches_decimal_fields_even_if_the_recipe_has_a_whole_number(digits):
+    study = trials.small_study(
+        digits, Recipe(batch_size=64, ema_decay=0), {"ema_decay": (0.5, 0.9)}, trials=3, epochs=1
+    )
+    values = [trial["params"]["ema_decay"] for trial in study["trials"]]
+
+    assert all(0.5 < value < 0.9 for value in values)
+    assert not study["starts_with_recipe"]
+    assert "the recipe's" not in tuning.finding(study)
+
+
+def test_small_study_trains_on_every_class(digits, monkeypatch):
+    """Also if the images are in an order in which every tenth is of the same class."""
+    order = torch.arange(1000) % 10
+    by_turns = torch.stack([(digits.train.labels == label).nonzero()[0, 0] for label in range(10)])
+    splits = replace(digits, train=digits.train.subset(by_turns[order]))
+    counts = []
+
+    def record_counts(trial, splits, recipe):
+        counts.append(torch.bincount(splits.train.labels, minlength=10))
+        return 1.0
+
+    monkeypatch.setattr(trials, "train_trial", record_counts)
+    trials.small_study(splits, Recipe(), {"seed": [0, 1]}, trials=1, images=100)
+
+    assert counts[0].sum() == 100
+    assert counts[0].min() > 0

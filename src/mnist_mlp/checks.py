@@ -119,6 +119,13 @@ def check_custom_functions(
         raise ValueError(
             "train has teacher logits, which loss_fn would ignore: leave one of the two out."
         )
+    if any(has_teacher) and augment is None and recipe.augment_strength > 0:
+        warnings.warn(
+            "train has teacher logits, which belong to its images as they are, but "
+            f"augment_strength is {recipe.augment_strength}: set it to 0, so that the student sees "
+            "the same images.",
+            stacklevel=3,
+        )
     if "label_smoothing" in changed_fields and all(has_teacher):
         raise ValueError(
             "train has teacher logits, which take the place of the labels, so label_smoothing "

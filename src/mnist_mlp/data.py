@@ -101,6 +101,8 @@ class ImageDataset(Dataset):
                 f"teacher_logits must have the shape {expected_shape}, "
                 f"found {tuple(self.teacher_logits.shape)}."
             )
+        if self.teacher_logits is not None and not self.teacher_logits.isfinite().all():
+            raise ValueError("teacher_logits must be finite, found infinite ones or NaN.")
 
         if self.images.max() == 1:
             warnings.warn(

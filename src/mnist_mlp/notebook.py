@@ -1,6 +1,7 @@
 """Helpers for notebooks: parameters, output files, a log of runs, live curves."""
 
 import ast
+import copy
 import html
 import os
 import time
@@ -80,8 +81,10 @@ def assigned_names(source: str) -> list[str]:
 
     names = []
     for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            names.append(statement.targets[0].id)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    names.append(node.id)
     return names
 
 
@@ -111,7 +114,7 @@ def output_path(name: str) -> Path:
         OSError: The folder cannot be written to.
     """
     root = os.environ.get("MNIST_MLP_OUTPUT") or repo_root()
-    path = Path(root) / name
+    path = Path(root).expanduser() / name
 
     # Permissions do not tell whether a disk is read-only or lacks a call that `atomic_write` needs,
     # so try it.
@@ -132,7 +135,15 @@ def published(name: str) -> Path:
 
 
 def save_figure(name: str) -> None:
-    """Save the current figure as `figures/NAME.png`."""
+    """Save the current figure as `figures/NAME.png`.
+
+    Raises:
+        RuntimeError: There is no figure: it was shown in another cell.
+    """
+    if not plt.get_fignums() or not plt.gcf().axes:
+        raise RuntimeError(
+            f"there is no figure to save as {name!r}: save it in the cell that draws it."
+        )
     with atomic_write(output_path(f"figures/{name}.png")) as temporary:
         plt.gcf().savefig(temporary, format="png")
 
@@ -207,7 +218,19 @@ class Outputs:
         save_figure(f"{name}{self.suffix}")
 
     def save_model(self, model: nn.Module, test: Evaluation) -> Path:
-        """Save the weights and a card that records how they were made; return the weights' path."""
+        """Save the weights and a card that records how they were made; return the weights' path.
+
+        Args:
+            model: The trained network.
+            test: Its evaluation on the test set.
+
+        Raises:
+            ValueError: The history is not of a training, or `test` is of other images.
+        """
+        if not self.history.epochs:
+            raise ValueError("the history is empty: give it to fit(..., history=history).")
+        if not torch.equal(test.labels, self.splits.test.labels):
+            raise ValueError("test must be the evaluation of splits.test: the labels differ.")
         path = output_path(f"models/enhanced_model{self.suffix}.pth")
         history = self.history
 
@@ -244,6 +267,10 @@ def comparison_table(
     """
     rows = {}
     for name in before:
+        if not torch.equal(before[name].labels, after[name].labels):
+            raise ValueError(
+                f"{name!r} must be the same images before and after: the labels differ."
+            )
         difference = compare(before[name].correct, after[name].correct)
         rows[name] = {
             "before": f"{before[name].n_correct:,} of {len(before[name].labels):,}",
@@ -324,6 +351,7 @@ class RunLog:
             history: What `fit` has returned.
             validation: The evaluation of the model on `splits.validation`.
         """
+        history = copy.deepcopy(history)  # `fit` may fill the same one again
         settings = {
             "dataset": splits.name,
             **history.recipe.asdict(),

@@ -73,8 +73,14 @@ def sample_grid(
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = column_width * (i % columns)
         top = row_height * (i // columns)
-        ax.imshow(image.numpy(), cmap="gray_r", extent=(left, left + 28, top + 28, top), vmin=0)
-        ax.text(left + 14, top - 1.5, caption, ha="center", va="bottom", fontsize=9)
+        extent = (left, left + 28, top + 28, top)
+        vmax = 255 if image.dtype == torch.uint8 else None
+        ax.imshow(image.numpy(), cmap="gray_r", extent=extent, vmin=0, vmax=vmax)
+
+        # A file's name may hold dollar signs, which are no formula.
+        ax.text(
+            left + 14, top - 1.5, caption, ha="center", va="bottom", fontsize=9, parse_math=False
+        )
 
     ax.set_xlim(-1, column_width * columns - 2)
     ax.set_ylim(rows * row_height - caption_height - 2, -caption_height - 2)
@@ -200,7 +206,15 @@ def confusion_matrix(
         classes: The name of each class.
         errors_only: Whether to leave out the diagonal, so that the colours show the errors.
         ax: Where to draw.
+
+    Raises:
+        ValueError: The matrix has another shape, for example because a class has no images.
     """
+    if confusion.shape != (len(classes), len(classes)):
+        raise ValueError(
+            f"confusion must have a row and a column for each of the {len(classes)} classes, "
+            f"found the shape {tuple(confusion.shape)}: use Evaluation.confusion."
+        )
     ax = ax or new_axes(5.6, 5.4)
     shown = confusion.copy()
     colours = "Blues"
@@ -235,7 +249,15 @@ def misclassified_gallery(
         images: All images of the evaluation, of shape (N, 28, 28).
         count: How many images are drawn at most.
         ax: Where to draw.
+
+    Raises:
+        ValueError: The number of images differs from that of the evaluation.
     """
+    if len(images) != len(evaluation.labels):
+        raise ValueError(
+            f"images must be the {len(evaluation.labels):,} images of the evaluation, "
+            f"found {len(images):,}."
+        )
     shown = evaluation.misclassified()[:count]
     if len(shown) == 0:
         return sample_grid(torch.zeros(1, 28, 28), ["no errors"], ax=ax)

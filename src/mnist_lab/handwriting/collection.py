@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from mnist_lab.handwriting.folder import MINIMUM_PER_CLASS
+from mnist_lab.handwriting.pictures import read_reduced
 from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_lab.handwriting.synthetic import write_samples
 from mnist_mlp.data import ImageDataset, normalise
@@ -71,11 +71,11 @@ class Pictures:
         return paths
 
     def photos(self, indices: Iterable[int]) -> list[np.ndarray]:
-        """Return the original pictures at these indices, as grey values of shape (H, W)."""
+        """Return the pictures at these indices as grey values; large ones are reduced."""
         photos = []
         for index in indices:
-            upright = ImageOps.exif_transpose(Image.open(self.paths[index]))
-            photos.append(np.asarray(upright.convert("L")))
+            grey, _ = read_reduced(self.paths[index])
+            photos.append((grey * 255).round().astype(np.uint8))
         return photos
 
     def labels(
@@ -158,7 +158,8 @@ class Pictures:
             deleted.
         """
         # Otherwise copies with earlier labels would stay.
-        shutil.rmtree(self.labelled_folder, ignore_errors=True)
+        if self.labelled_folder.exists():
+            shutil.rmtree(self.labelled_folder)
         for path, label in zip(self.paths, labels, strict=True):
             folder = self.labelled_folder / label
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Calibration: how far one can trust the probabilities that a network predicts."""
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -45,17 +46,30 @@ def fit_temperature(evaluation: Evaluation) -> float:
     """Return the temperature that minimises the loss; above 1, the model is overconfident.
 
     Fit it on validation images, never on test images. The search covers temperatures from 1/20
-    to 20. Source: Guo et al., as for `calibration`.
+    to 20. Warns if the best one lies at an end, as it does if no image is misclassified: then the
+    images do not tell the temperature. Source: Guo et al., as for `calibration`.
     """
 
     def loss(log_temperature: float) -> float:
         return with_temperature(evaluation, math.exp(log_temperature)).loss
 
-    return math.exp(minimize_scalar(loss, bounds=(-3, 3)).x)
+    log_temperature = minimize_scalar(loss, bounds=(-3, 3)).x
+    if abs(log_temperature) > 2.99:
+        warnings.warn(
+            f"these {len(evaluation.labels):,} images, {evaluation.n_correct:,} of them correct, "
+            "do not tell the temperature: use more images, or leave the logits as they are.",
+            stacklevel=2,
+        )
+    return math.exp(log_temperature)
 
 
 def with_temperature(evaluation: Evaluation, temperature: float) -> Evaluation:
-    """Return the evaluation with its logits divided by `temperature`; no prediction changes."""
+    """Return the evaluation with its logits divided by `temperature`; no prediction changes.
+
+    Raises ValueError if the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, found {temperature!r}.")
     return replace(evaluation, logits=evaluation.logits / temperature)
 
 

@@ -81,10 +81,10 @@ def save_distillation_sets(
     Args:
         sets: The copies, as `precompute_teacher_logits` returns them.
         dataset: The original data set. The file can be loaded for this one only.
-        path: The file.
+        path: The file; a relative path starts at the root of the repository.
         source: What the copies were made from, in plain values, for `read_source`.
 
-    Raises ValueError if there are no copies, or one has no teacher logits.
+    Raises ValueError if there are no copies, or one has no teacher logits or other labels.
     """
     images = []
     logits = []
@@ -92,6 +92,14 @@ def save_distillation_sets(
         if augmented.teacher_logits is None:
             raise ValueError(
                 "a copy has no teacher logits: use the sets that precompute_teacher_logits returns."
+            )
+        if (
+            not torch.equal(augmented.labels, dataset.labels)
+            or augmented.classes != dataset.classes
+        ):
+            raise ValueError(
+                "a copy has other labels than the data set: save the copies with the data set that "
+                "precompute_teacher_logits was given."
             )
         images.append(augmented.images)
         logits.append(augmented.teacher_logits)
@@ -104,7 +112,7 @@ def save_distillation_sets(
         "dataset": describe_dataset(dataset),
         "source": dict(source or {}),
     }
-    with atomic_write(Path(path)) as file:
+    with atomic_write(repo_root() / Path(path).expanduser()) as file:
         torch.save(content, file)
 
 
@@ -118,7 +126,7 @@ def load_distillation_sets(path: str | Path, dataset: ImageDataset) -> list[Imag
     Raises FileNotFoundError if there is no such file, ValueError if it is damaged or holds copies
     of another data set.
     """
-    path = repo_root() / path
+    path = repo_root() / Path(path).expanduser()
     content = _read_file(path)
     if content["dataset"] != describe_dataset(dataset):
         raise ValueError(

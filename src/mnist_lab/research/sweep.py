@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -129,7 +129,7 @@ def run_name(run: dict) -> str:
     return f"{run['model']}-{digest[:12]}-{run['seed']}"
 
 
-def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
+def sweep(runs: Iterable[dict], folder: str | Path, threads: int = 1) -> list[dict]:
     """Train each run that has no record in the folder yet; return the records of all runs.
 
     If a sweep is killed, the same call continues it. If a run fails, the others go on. The record
@@ -155,14 +155,22 @@ def sweep(runs: list[dict], folder: str | Path, threads: int = 1) -> list[dict]:
 
     Raises:
         TypeError, ValueError: A run is invalid. Nothing is trained.
-        OSError: The data or the teacher logits of a run cannot be read. Nothing is trained.
+        OSError: The data or the teacher logits of a run cannot be read, or the folder cannot be
+            written to. Nothing is trained.
 
     Example:
         >>> records = sweep([{"epochs": 5, "seed": seed} for seed in range(3)], "records")
         >>> [record["validation_accuracy"] for record in records]
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    runs = list(runs)
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, found {threads!r}.")
     runs_by_name = {run_name(run): with_defaults(run) for run in runs}
+
+    # A folder that cannot be written to must not be noticed only after a training.
+    write_json(folder / ".probe", {})
+    (folder / ".probe").unlink()
 
     versions = versions_of(runs_by_name)
 

@@ -38,7 +38,8 @@ def suggest(trial: optuna.Trial, space: Mapping, recipe: Recipe) -> Recipe:
 
         low, high = domain[:2]
         is_log = "log" in domain
-        if isinstance(getattr(recipe, name), int):
+        is_whole = isinstance(getattr(Recipe, name), int)  # the recipe may have 0 for 0.0
+        if is_whole:
             values[name] = trial.suggest_int(name, low, high, log=is_log)
         else:
             values[name] = trial.suggest_float(name, low, high, log=is_log)
@@ -126,13 +127,12 @@ def small_study(
         trials: The number of trials.
         epochs: The number of epochs of each trial. The study stops a trial early if its loss is
             above the median of the earlier trials.
-        images: The number of training images per trial. They are every n-th image of the training
-            set, so there can be somewhat more of them.
+        images: The number of training images per trial, chosen at random, the same for all trials.
 
     Returns:
         A dict with `space`, `trials` and `best`, as in the record of `make tune`. `best` is the
         number of the best trial, or None if no trial was completed. A trial also has `losses`, the
-        validation loss by epoch.
+        validation loss by epoch. `starts_with_recipe` is whether the first trial is the recipe.
 
     Raises:
         TypeError, ValueError: The space is invalid. Nothing is trained.
@@ -143,6 +143,9 @@ def small_study(
         >>> study = small_study(load("mnist"), Recipe(), space)
     """
     check_space(space, recipe)
+    for name, value in (("trials", trials), ("images", images)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value!r}.")
     try:
         import optuna
     except ModuleNotFoundError as error:
@@ -150,8 +153,9 @@ def small_study(
             "This study needs Optuna, an extra: pip install -e '.[tune]'."
         ) from error
 
-    step = max(1, len(splits.train) // images)
-    indices = torch.arange(0, len(splits.train), step)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.randperm(len(splits.train), generator=generator)
+    indices = order[:images].sort().values
     splits = replace(splits, train=splits.train.subset(indices))
     recipe = replace(recipe, epochs=epochs)
 
@@ -199,6 +203,7 @@ def small_study(
         "space": describe_space(space),
         "trials": records,
         "best": best["number"] if best else None,
+        "starts_with_recipe": len(first_trial) == len(space),
     }
 
 

@@ -182,6 +182,8 @@ def finding(study: Mapping) -> str:
 
     best_loss = losses[best]
     recipe_loss = losses[0]
+    if not study["starts_with_recipe"]:
+        return f"{counts}; the best validation loss {best_loss:.3f}; the recipe is not in the space"
     if best == 0:
         return f"{counts}; the best validation loss {best_loss:.3f} is the recipe's"
     if recipe_loss is None:  # the recipe itself diverged
