@@ -61,12 +61,13 @@ def test_fit_temperature_corrects_overconfident_model():
 
 
 @pytest.mark.parametrize(("label", "temperature"), [(0, math.exp(-3)), (1, math.exp(3))])
-def test_fit_temperature_is_bounded(label, temperature):
+def test_fit_temperature_is_bounded_and_says_so(label, temperature):
     """Always right or always wrong: the loss would fall for ever."""
     logits = torch.tensor([[0.2, 0.0]] * 20)
     evaluation = Evaluation(logits, torch.full((20,), label), ("a", "b"))
 
-    assert fit_temperature(evaluation) == pytest.approx(temperature, rel=1e-2)
+    with pytest.warns(UserWarning, match="temperature"):
+        assert fit_temperature(evaluation) == pytest.approx(temperature, rel=1e-2)
 
 
 def test_temperature_must_be_positive(random_evaluation):

@@ -287,7 +287,8 @@ def test_main_titles_say_where_a_training_was_stopped(tmp_path, monkeypatch):
         before = plots.plt.get_fignums()
         exec(cell.source, names)
         if plots.plt.get_fignums() != before:
-            titles.append(plots.plt.gcf().axes[0].get_title())
+            ax = plots.plt.gcf().axes[0]
+            titles.append(ax.get_title(loc="left") + ax.get_title())  # the style says which
 
     assert len(titles) == 4
     for title in titles:

@@ -33,7 +33,7 @@ def difference(image: torch.Tensor, expected: torch.Tensor) -> float:
     return min(float((each - expected.int()).abs().float().mean()) for each in moved)
 
 
-@pytest.mark.filterwarnings("ignore:the picture seems to hold")
+@pytest.mark.filterwarnings("ignore:the picture seems to hold", "ignore:some digits seem to touch")
 @pytest.mark.parametrize(("rough", "points"), [(False, 1.0), (True, 3.0)])
 @pytest.mark.parametrize("count", few_or_all(100, 2000))
 def test_to_mnist_costs_few_points_of_accuracy(mnist, rough, points, count):
@@ -174,6 +174,7 @@ def test_segment_digits_finds_them_from_left_to_right():
         assert difference(image, digits.images[index]) < 20
 
 
+@pytest.mark.filterwarnings("ignore:some digits seem to touch")
 def test_segment_digits_joins_strokes_and_drops_specks():
     sheet = np.full((200, 300), 255, np.uint8)
     for left in (20, 170):  # twice a long stroke over two short ones

@@ -18,6 +18,7 @@ from mnist_mlp.data import ImageDataset
 pytestmark = [
     pytest.mark.filterwarnings("ignore:after epoch"),
     pytest.mark.filterwarnings("ignore:batch_size is"),
+    pytest.mark.filterwarnings("ignore:train has teacher logits"),
 ]
 
 # The toy data have 130 images: an epoch is five batches.

@@ -472,6 +472,7 @@ def test_fit_refuses_data_that_does_not_fit(toy, wrong, error, message):
         fit(small_net(), train, wrong(validation), RECIPE)
 
 
+@pytest.mark.filterwarnings("ignore:train has teacher logits")
 def test_fit_refuses_settings_that_it_would_ignore(toy):
     train, validation = toy
     taught = replace(train, teacher_logits=torch.randn(130, 10))

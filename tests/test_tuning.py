@@ -179,8 +179,11 @@ def test_finding_compares_the_best_trial_with_the_recipe():
         {"state": "complete", "validation_loss": 0.5},
         {"state": "complete", "validation_loss": 0.25},
     ]
-    assert "0.250, the recipe's 0.500" in tuning.finding({"trials": better, "best": 1})
-    assert "0.250 is the recipe's" in tuning.finding({"trials": better[::-1], "best": 0})
+    study = {"trials": better, "best": 1, "starts_with_recipe": True}
+    first_is_best = {"trials": better[::-1], "best": 0, "starts_with_recipe": True}
+
+    assert "0.250, the recipe's 0.500" in tuning.finding(study)
+    assert "0.250 is the recipe's" in tuning.finding(first_is_best)
 
 
 # The notebook

@@ -21,6 +21,7 @@ from mnist_lab.handwriting.paper import WITH_DIAGONALS
 from mnist_lab.handwriting.pictures import Picture, read_reduced
 from mnist_mlp.datasets import centre_digit
 
+MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
 MIN_OVERLAP = 0.4  # of the narrower box's width: boxes that overlap more are one digit
 MIN_FULL_SIZE = 0.5  # of the usual height and length: a smaller box is a part of a digit
@@ -143,6 +144,10 @@ def analyse(picture: Picture) -> Page:
         name = picture if isinstance(picture, (str, PathLike)) else "the picture"
         raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
     rows, messages = find_digits(ink.strength)
+
+    height = max(digit.height for row in rows for digit in row)
+    if height < MIN_HEIGHT:
+        messages.append(f"the digits are only {height} pixels high: take the picture from nearer.")
     return Page(grey, reduction, ink, rows, ink.warnings + messages)
 
 

@@ -12,7 +12,6 @@ from mnist_mlp.evaluation import class_names_of, evaluate
 
 MIN_PROBABILITY = 0.8  # of an answer: a less probable one is in doubt
 MAX_LISTED = 3  # answers in doubt: of more, only the number is told
-MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +86,6 @@ def read(model: nn.Module, picture: Picture) -> Reading:
         n_read += len(row)
 
     messages = page.warnings[:]
-    height = max(digit.height for digit in page.digits)
-    if height < MIN_HEIGHT:
-        messages.append(f"the digits are only {height} pixels high: take the picture from nearer.")
     doubtful = [digit for digit in digits if digit.probability < MIN_PROBABILITY]
     if len(doubtful) > MAX_LISTED:
         messages.append(
