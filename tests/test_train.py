@@ -639,6 +639,46 @@ def test_fit_refuses_an_augmentation_that_returns_no_images(toy, augment):
         fit(small_net(), *toy, RECIPE, augment=augment)
 
 
+def frozen_net() -> nn.Module:
+    return small_net().requires_grad_(False)
+
+
+def batch_norm_net() -> nn.Module:
+    return nn.Sequential(small_net(), nn.BatchNorm1d(10))
+
+
+@pytest.mark.parametrize(
+    ("new_net", "remedy"),
+    [
+        (frozen_net, "requires_grad_"),
+        (lambda: small_net().half(), "float"),
+        (lambda: small_net().double(), "float"),
+        (batch_norm_net, "batch_size"),
+    ],
+)
+def test_fit_refuses_a_network_that_cannot_be_trained(toy, new_net, remedy):
+    train = toy[0].subset(torch.arange(65))  # a batch of 64 and one of 1
+
+    with pytest.raises(ValueError, match=remedy):
+        fit(new_net(), train, toy[1], RECIPE)
+
+
+def test_fit_trains_a_network_whose_first_layer_is_frozen(toy):
+    network = small_net()
+    network[0].requires_grad_(False)
+
+    fit(network, *toy, RECIPE)
+
+    assert torch.equal(network[0].weight, small_net()[0].weight)
+    assert not torch.equal(network[2].weight, small_net()[2].weight)
+
+
+@pytest.mark.parametrize("argument", ["on_epoch", "history"])
+def test_fit_refuses_a_watcher_before_the_training(toy, argument):
+    with pytest.raises(TypeError, match=argument):
+        fit(small_net(), *toy, RECIPE, **{argument: "watch"})
+
+
 def test_fit_and_evaluate_refuse_probabilities(toy):
     network = nn.Sequential(small_net(), nn.Softmax(dim=1))
 

@@ -143,6 +143,34 @@ def check_custom_functions(
         )
 
 
+def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_size: int) -> None:
+    """Check that a network can be trained with batches of this size.
+
+    Raises:
+        ValueError: Its weights are all frozen or not float32, or its batch norm would get a batch
+            of one image.
+    """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(
+            "the model has no weights that can be trained: use model.requires_grad_(True)."
+        )
+
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise ValueError(
+                f"the model's weights must be torch.float32, but {name} is {weight.dtype}: use "
+                'model.float(), and Recipe(precision="bfloat16") for products in bfloat16.'
+            )
+
+    has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    for train_set in train_sets:
+        if has_batch_norm and len(train_set) % batch_size == 1:
+            raise ValueError(
+                f"{len(train_set):,} images in batches of {batch_size} leave a batch of one, "
+                "but batch norm needs two: choose another batch_size."
+            )
+
+
 def create_optimizer(
     optimizer: Callable[..., torch.optim.Optimizer], model: nn.Module, recipe: Recipe
 ) -> torch.optim.Optimizer:

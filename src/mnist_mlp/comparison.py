@@ -66,7 +66,8 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
     for correct in (correct_a, correct_b):
         if not isinstance(correct, torch.Tensor) or correct.dtype != torch.bool:
             raise TypeError(
-                f"compare takes two tensors of bools, Evaluation.correct, found {correct!r:.200}."
+                "compare takes two tensors of bools, Evaluation.correct, "
+                f"found a {type(correct).__name__}."
             )
 
     n = len(correct_a)

@@ -23,6 +23,7 @@ from mnist_mlp.checks import (
     check_augmentation,
     check_custom_functions,
     check_loss,
+    check_trainable,
     check_training_sets,
     create_optimizer,
     create_scheduler,
@@ -119,6 +120,11 @@ def fit(
     check_training_sets(train_sets, validation, recipe.batch_size)
     check_custom_functions(recipe, train_sets, optimizer, schedule, loss_fn, augment)
     check_network(model)
+    check_trainable(model, train_sets, recipe.batch_size)
+    if on_epoch is not None and not callable(on_epoch):
+        raise TypeError(f"on_epoch must be a function of the history, found {on_epoch!r}.")
+    if history is not None and not isinstance(history, History):
+        raise TypeError(f"history must be a History(recipe), found {history!r}.")
     warn_if_rate_of_adamw(recipe, optimizer)
 
     if recipe.device is not None:
