@@ -189,3 +189,15 @@ def test_figures_refuse_numbers_of_other_classes_or_images(evaluation):
 def test_captions_may_hold_dollar_signs():
     plots.sample_grid(torch.zeros(1, 28, 28), ["0$5_$6"])
     plt.gcf().canvas.draw()
+
+
+def test_each_of_many_runs_has_a_colour_and_a_name():
+    epochs = [{"loss": 1, "validation_loss": 1, "accuracy": 0.5, "validation_accuracy": 0.5}]
+    runs = {f"_run {i}": History(Recipe(epochs=1), epochs=epochs) for i in range(8)}
+
+    _, accuracy_axes = plots.training_metrics(runs)
+
+    validation_lines = accuracy_axes.lines[1:-2:2]
+    assert len({to_hex(line.get_color()) for line in validation_lines}) == 8
+    names = [text.get_text() for text in accuracy_axes.get_legend().get_texts()]
+    assert "run 7" in names

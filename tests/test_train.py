@@ -490,7 +490,7 @@ def test_fit_refuses_settings_that_it_would_ignore(toy):
         fit(small_net(), train, validation, elastic)
 
     # Where they have an effect they are taken: the second set has no teacher.
-    both = replace(temperature, label_smoothing=0.1, epochs=1)
+    both = replace(temperature, label_smoothing=0.1)
     assert fit(small_net(), [taught, train], validation, both).epochs
 
 
@@ -765,6 +765,11 @@ def test_fit_warns_of_a_batch_larger_than_the_data(toy):
         fit(small_net(), train, validation, replace(RECIPE, batch_size=512, epochs=1))
     with pytest.warns(UserWarning, match="60 training images"):
         fit(small_net(), sets, validation, RECIPE)
+
+
+def test_fit_warns_of_a_training_set_whose_turn_does_not_come(toy):
+    with pytest.warns(UserWarning, match="not used"):
+        fit(small_net(), [toy[0], toy[0]], toy[1], replace(RECIPE, epochs=1))
 
 
 def test_fit_computes_the_loss_in_float32(toy):

@@ -243,3 +243,14 @@ def test_known_test_errors_differ_from_mnists_labels(mnist):
     errors = understanding.KNOWN_TEST_ERRORS
     assert len(errors) == 10
     assert all(mnist.test.labels[index] != label for index, label in errors.items())
+
+
+def test_bytes_are_refused_as_pixels():
+    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    with pytest.raises(TypeError, match="255"):
+        understanding.accuracy(EnhancedNet(), images, torch.zeros(2, dtype=torch.int64))
+
+
+def test_prune_weights_refuses_matrices_that_it_would_leave_out():
+    with pytest.raises(ValueError, match="in_proj_weight"):
+        understanding.prune_weights(torch.nn.MultiheadAttention(8, 2), 0.5)

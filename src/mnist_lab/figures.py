@@ -45,7 +45,8 @@ def input_pairs(
         axes_pairs, pictures, images, captions, strict=False
     ):
         left.imshow(picture, cmap="gray", vmin=0, vmax=255)
-        left.set_title(wrapped(caption, 20), fontsize=9, loc="left", pad=3)  # as wide as the pair
+        title = wrapped(caption, 20)  # as wide as the pair
+        left.set_title(title, fontsize=9, loc="left", pad=3, parse_math=False)  # "$" is no formula
         right.imshow(image.numpy(), cmap="gray_r", vmin=0)
     return figure
 
@@ -68,7 +69,7 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
         ax.text(column, row, percent, ha="center", va="center", color=colour, fontsize=9)
 
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(rows)), rows)
+    ax.set_yticks(range(len(rows)), rows, parse_math=False)  # a "$" in a name is no formula
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)

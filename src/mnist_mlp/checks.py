@@ -31,9 +31,9 @@ FEW_STEPS = 100
 
 
 def check_training_sets(
-    train_sets: Sequence[ImageDataset], validation: ImageDataset, batch_size: int
+    train_sets: Sequence[ImageDataset], validation: ImageDataset, batch_size: int, epochs: int
 ) -> None:
-    """Check that all data sets have the same classes; warn if one is smaller than a batch.
+    """Check that all data sets have the same classes; warn if one is not used or is very small.
 
     Raises:
         TypeError: One of them is not an ImageDataset.
@@ -50,6 +50,13 @@ def check_training_sets(
                 "train and validation must have the same classes in the same order, found "
                 f"{' '.join(train_set.classes)} and {' '.join(validation.classes)}."
             )
+
+    if len(train_sets) > epochs:
+        warnings.warn(
+            f"there are {len(train_sets)} training sets, which take turns, but only {epochs} "
+            "epochs: the last sets are not used.",
+            stacklevel=3,
+        )
 
     smallest = min(len(train_set) for train_set in train_sets)
     if smallest < batch_size:

@@ -143,10 +143,11 @@ def training_metrics(runs: Mapping[str, History], axes: Sequence[Axes] | None = 
             x = range(1, len(history.epochs) + 1)
             training = [epoch[metric] for epoch in history.epochs]
             validation = [epoch[f"validation_{metric}"] for epoch in history.epochs]
-            colour = f"C{i % 6}"
+            colour = plt.get_cmap("tab20")(i % 20) if len(runs) > 6 else f"C{i}"
+            label = name.lstrip("_")  # matplotlib leaves names out that begin with "_"
             # The markers show a single epoch, which has no line.
             ax.plot(x, training, "--", marker=".", color=colour, linewidth=1.2)
-            ax.plot(x, validation, "-", marker=".", color=colour, linewidth=2, label=name)
+            ax.plot(x, validation, "-", marker=".", color=colour, linewidth=2, label=label)
 
         ax.plot([], [], "-", color=GREY, label="validation")
         ax.plot([], [], "--", color=GREY, linewidth=1.2, label="training")

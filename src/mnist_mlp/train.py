@@ -117,7 +117,7 @@ def fit(
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe(...), found {recipe!r}.")
     train_sets: list = list(train) if isinstance(train, (list, tuple)) else [train]
-    check_training_sets(train_sets, validation, recipe.batch_size)
+    check_training_sets(train_sets, validation, recipe.batch_size, recipe.epochs)
     check_custom_functions(recipe, train_sets, optimizer, schedule, loss_fn, augment)
     check_network(model)
     check_trainable(model, train_sets, recipe.batch_size)

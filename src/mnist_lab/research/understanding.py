@@ -55,7 +55,12 @@ def activations(model: nn.Module, dataset: ImageDataset) -> dict[str, torch.Tens
 
 
 def logits_of(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the logits, float32 of shape (N, classes), of images from 0 to 1."""
+    """Return the logits, float32 of shape (N, classes), of images from 0 to 1.
+
+    Raises TypeError if the images are bytes.
+    """
+    if not pixels.is_floating_point():
+        raise TypeError(f"pixels must be floats from 0 to 1, found {pixels.dtype}: divide by 255.")
     return model((pixels - MEAN) / STD)
 
 
@@ -233,12 +238,24 @@ def minimal_adversarial_examples(
     return changed, torch.where(possible, epsilons[smallest], torch.inf)
 
 
+def check_weight_names(model: nn.Module) -> None:
+    """Raise ValueError if a weight matrix of the model is not called `weight`."""
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and name.split(".")[-1] not in ("weight", "bias"):
+            raise ValueError(
+                f"the weights {name} would be left out: only layers whose matrix is called "
+                "`weight` can be pruned, such as Linear and Conv2d."
+            )
+
+
 def prune_weights(model: nn.Module, share: float) -> nn.Module:
     """Return a copy whose smallest weights are zero: a `share`, from 0 to 1, of all weights.
 
-    Biases and normalisation layers are unchanged. Source: Han et al., "Learning both weights and
-    connections for efficient neural networks", 2015.
+    Biases and normalisation layers are unchanged. Raises ValueError if the model has other weight
+    matrices than the `weight` of a layer, as attention and LSTM have. Source: Han et al., "Learning
+    both weights and connections for efficient neural networks", 2015.
     """
+    check_weight_names(model)
     # torch prunes only weights that are contiguous, and a ConvNet's are not.
     masked = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     weights = []
