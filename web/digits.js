@@ -1,5 +1,5 @@
-// What `segment_digits` of `mnist_lab.handwriting.preprocess` does, in the browser: find the paper,
-// the ink and the digits. paper.py, ink.py, lines.py and preprocess.py explain each function; here
+// What `analyse` of `mnist_lab.handwriting.preprocess` does, in the browser: find the paper, the ink
+// and the digits. paper.py, ink.py, lines.py and preprocess.py explain each function; here
 // it has the same name. tests/test_page.py compares the two implementations: change both together.
 //
 // A grey image is { values, width, height }: its pixels row by row, from 0 to 1. A mask has 1 where
@@ -477,13 +477,16 @@ function without(strength, isDropped) {
   return { ...strength, values };
 }
 
-// Return { strength, warnings }, or null if nothing stands out from the paper.
+// Return { strength, paper, lines, edge, small, warnings }, or null if nothing stands out from the
+// paper. `lines`, `edge` and `small` are masks of what was dropped; `small` has specks, and beside
+// printed lines the ink of neighbouring boxes.
 function findInk(grey) {
   const { width, height } = grey;
   const side = Math.max(width, height);
   let lines = new Uint8Array(width * height);
   let edge = new Uint8Array(width * height);
-  let strength = measure(grey, findPaper(grey, lines), lines);
+  let paper = findPaper(grey, lines);
+  let strength = measure(grey, paper, lines);
   if (strength === null) return null;
 
   const idle = new Set(); // steps that changed nothing since the last change
@@ -498,15 +501,18 @@ function findInk(grey) {
 
     const other = step === "lines" ? edge : lines;
     const ignored = maskOf(joined, (value, i) => value || other[i]);
-    const rest = measure(grey, findPaper(grey, ignored), ignored);
+    const newPaper = findPaper(grey, ignored);
+    const rest = measure(grey, newPaper, ignored);
     if (rest !== null && longest(rest) >= Math.max(5, MIN_INK_LENGTH * side)) {
       if (step === "lines") lines = joined;
       else edge = joined;
+      paper = newPaper;
       strength = rest;
       idle.clear();
     }
   }
 
+  const { values: allInk } = strength;
   const warnings = [];
   if (lines.includes(1)) {
     warnings.push("printed lines were removed: check the digits that they crossed.");
@@ -520,7 +526,9 @@ function findInk(grey) {
     warnings.push("something at the edge of the picture was left out.");
   }
   const isSpeck = ({ mass }, largest) => mass < MIN_COMPONENT * largest;
-  return { strength: without(strength, isSpeck), warnings };
+  strength = without(strength, isSpeck);
+  const small = maskOf(allInk, (value, i) => value > 0 && strength.values[i] === 0);
+  return { strength, paper, lines, edge, small, warnings };
 }
 
 // ----------------------------------------------------------------------------- printed lines
@@ -797,16 +805,22 @@ function distanceBetween(first, second) {
   return Math.max(across, down);
 }
 
-// Return { rows, warnings }: rows from the top, each with its digits from left to right. A digit
-// is a grey image with the height of its box in the picture.
+// Return { rows, marks, warnings }: rows from the top, each with its digits from left to right, and
+// a mask of the small marks that belong to no digit. A digit is a grey image, and has the place of
+// its box in the picture: `left` and `top`.
 function findDigits(strength) {
   const { labelMap, components } = connectedComponents(strength);
   const { full, parts } = fullAndParts(components);
   const groupedRows = findRows(full).map(groupByDigit);
-  const markCount = addParts(parts, groupedRows.flat());
+  const markLabels = addParts(parts, groupedRows.flat());
+  const isMark = new Uint8Array(components.length + 1);
+  for (const label of markLabels) isMark[label] = 1;
+  const marks = maskOf(labelMap, (label) => isMark[label]);
 
   const warnings = [];
-  if (markCount > 0) warnings.push(`${markCount} small marks beside the digits were left out.`);
+  if (markLabels.length > 0) {
+    warnings.push(`${markLabels.length} small marks beside the digits were left out.`);
+  }
   let touchingCount = 0;
   const rows = groupedRows.map((groups) => {
     const row = groups.map((group) => cutOut(strength, labelMap, group));
@@ -817,7 +831,7 @@ function findDigits(strength) {
   if (touchingCount > 0) {
     warnings.push("some digits seem to touch: check them, or write them further apart.");
   }
-  return { rows, warnings };
+  return { rows, marks, warnings };
 }
 
 function fullAndParts(boxes) {
@@ -893,10 +907,10 @@ function groupByDigit(row) {
   return digits;
 }
 
-// Add each part to the digit above, below or next to it. Return the number of marks left.
+// Add each part to the digit above, below or next to it. Return the labels of the marks left.
 function addParts(parts, digits) {
   const owners = digits.map((digit) => [...digit]); // a part does not lead to another part
-  let markCount = 0;
+  const markLabels = [];
   for (const part of parts) {
     let nearest = 0;
     let leastAside = true;
@@ -913,9 +927,9 @@ function addParts(parts, digits) {
 
     const length = Math.max(...owners[nearest].map(lengthOf));
     if (leastDistance <= MAX_PART_DISTANCE * length) digits[nearest].push(part);
-    else markCount++;
+    else markLabels.push(part.label);
   }
-  return markCount;
+  return markLabels;
 }
 
 // Cut a group of components out of the ink, along its box and without the ink of others.
@@ -933,7 +947,7 @@ function cutOut(ink, labelMap, group) {
       if (labels.has(labelMap[source])) values[y * width + x] = ink.values[source];
     }
   }
-  return { values, width, height };
+  return { values, width, height, left, top };
 }
 
 function splitTouching(row) {
@@ -996,7 +1010,8 @@ function split(digit, pieceCount, minHeight) {
     });
     if (heightOf(box) <= 0 || heightOf(box) < minHeight) return [digit];
     const labels = new Int32Array(values.length).fill(1);
-    pieces.push(cutOut({ ...digit, values: piece }, labels, [{ ...box, label: 1 }]));
+    const cut = cutOut({ ...digit, values: piece }, labels, [{ ...box, label: 1 }]);
+    pieces.push({ ...cut, left: digit.left + cut.left, top: digit.top + cut.top });
   }
   return pieces;
 }
@@ -1165,17 +1180,23 @@ function centre(digit) {
   return image.map((value) => roundHalfToEven(value * 255 / darkest));
 }
 
-// Return { rows, warnings }. Each row has what the network sees of its digits from left to right,
-// 784 bytes each. Without ink there are no rows.
-function digitsIn(picture) {
-  const ink = findInk(readGrey(picture));
-  if (ink === null) return { rows: [], warnings: [] };
+// Return a digit as the network sees it, 784 bytes.
+function thickenAndCentre(digit) {
+  return centre(thicken(digit));
+}
 
-  const { rows, warnings } = findDigits(ink.strength);
+// Return { grey, ink, rows, marks, warnings }: a picture and what the three steps found in it.
+// Without ink, `ink` and `marks` are null and there are no rows.
+function analyse(picture) {
+  const grey = readGrey(picture);
+  const ink = findInk(grey);
+  if (ink === null) return { grey, ink, rows: [], marks: null, warnings: [] };
+
+  const { rows, marks, warnings } = findDigits(ink.strength);
   const messages = [...ink.warnings, ...warnings];
   const height = Math.max(...rows.flat().map((digit) => digit.height));
   if (height < MIN_HEIGHT) {
     messages.push(`the digits are only ${height} pixels high: take the picture from nearer.`);
   }
-  return { rows: rows.map((row) => row.map((digit) => centre(thicken(digit)))), warnings: messages };
+  return { grey, ink, rows, marks, warnings: messages };
 }
