@@ -41,6 +41,7 @@ const MAX_RELATIVE_WIDTH = 1.2; // of the usual width of a digit
 const MIN_SPLIT_WIDTH = 1.25; // of the height: wider ink beside other digits is split
 
 const MIN_HEIGHT = 10; // pixels: the strokes of lower digits run together
+const MAX_COMPONENTS = 500; // a picture with more shows a pattern: to read it all would take minutes
 
 // Round as Python does: a half goes to the even neighbour.
 function roundHalfToEven(x) {
@@ -807,9 +808,13 @@ function distanceBetween(first, second) {
 
 // Return { rows, marks, warnings }: rows from the top, each with its digits from left to right, and
 // a mask of the small marks that belong to no digit. A digit is a grey image, and has the place of
-// its box in the picture: `left` and `top`.
+// its box in the picture: `left` and `top`. With too many components there are no rows.
 function findDigits(strength) {
   const { labelMap, components } = connectedComponents(strength);
+  if (components.length > MAX_COMPONENTS) {
+    return { rows: [], marks: new Uint8Array(labelMap.length), warnings: [] };
+  }
+
   const { full, parts } = fullAndParts(components);
   const groupedRows = findRows(full).map(groupByDigit);
   const markLabels = addParts(parts, groupedRows.flat());
@@ -1186,15 +1191,21 @@ function thickenAndCentre(digit) {
 }
 
 // Return { grey, ink, rows, marks, warnings }: a picture and what the three steps found in it.
-// Without ink, `ink` and `marks` are null and there are no rows.
-function analyse(picture) {
+// Without ink, `ink` and `marks` are null and there are no rows. There are none either if the
+// picture shows a pattern.
+//
+// enlargement: how many pixels of `picture` lie along a side of one pixel of the file.
+function analyse(picture, enlargement = 1) {
   const grey = readGrey(picture);
   const ink = findInk(grey);
   if (ink === null) return { grey, ink, rows: [], marks: null, warnings: [] };
 
   const { rows, marks, warnings } = findDigits(ink.strength);
+  if (rows.length === 0) return { grey, ink, rows, marks, warnings: [] };
+
   const messages = [...ink.warnings, ...warnings];
-  const height = Math.max(...rows.flat().map((digit) => digit.height));
+  const highest = Math.max(...rows.flat().map((digit) => digit.height));
+  const height = Math.max(1, roundHalfToEven(highest / enlargement));
   if (height < MIN_HEIGHT) {
     messages.push(`the digits are only ${height} pixels high: take the picture from nearer.`);
   }
