@@ -5,6 +5,7 @@ import io
 import runpy
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 from test_pad import RENDER
 from test_read_pictures import KINDS, enlarged
 
+from mnist_lab.figures import explain
 from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
+from mnist_lab.handwriting.read import read as read_with_python
 from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -132,6 +135,7 @@ class PageReading:
 
     images: torch.Tensor  # uint8 of shape (N, 28, 28)
     probabilities: torch.Tensor  # float32 of shape (N, 10)
+    boxes: list[list[int]]  # left, top, width and height of each digit in the picture
     row_lengths: list[int]  # the digits in each row
     warnings: list[str]
 
@@ -146,12 +150,13 @@ def read(page, pictures: list[np.ndarray]) -> list[PageReading]:
         const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
         context.drawImage(bitmap, 0, 0);
         const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
-        const { rows, warnings } = digitsIn(pixels);
-        const images = rows.flat();
+        const { rows, warnings } = analyse(pixels);
+        const images = rows.flat().map(thickenAndCentre);
         const probabilities = images.map((image) => [...predict(layers, image, MEAN, STD)]);
         answers.push({
           images: images.map((image) => [...image]),
           probabilities,
+          boxes: rows.flat().map(({ left, top, width, height }) => [left, top, width, height]),
           rowLengths: rows.map((row) => row.length),
           warnings,
         });
@@ -162,7 +167,15 @@ def read(page, pictures: list[np.ndarray]) -> list[PageReading]:
     for answer in page.evaluate(code, [in_base64(png(picture)) for picture in pictures]):
         images = torch.tensor(answer["images"], dtype=torch.uint8).view(-1, 28, 28)
         probabilities = torch.tensor(answer["probabilities"])
-        answers.append(PageReading(images, probabilities, answer["rowLengths"], answer["warnings"]))
+        answers.append(
+            PageReading(
+                images=images,
+                probabilities=probabilities,
+                boxes=answer["boxes"],
+                row_lengths=answer["rowLengths"],
+                warnings=answer["warnings"],
+            )
+        )
     return answers
 
 
@@ -171,15 +184,17 @@ def read_by_python(picture: np.ndarray) -> PageReading:
     try:
         analysed = analyse(picture)
     except ValueError:  # there is no ink
-        return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [])
+        return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [], [])
     images = torch.stack([thicken_and_centre(digit.strength) for digit in analysed.digits])
     row_lengths = [len(row) for row in analysed.rows]
-    return PageReading(images, torch.empty(0, 10), row_lengths, analysed.warnings)
+    boxes = [[digit.left, digit.top, digit.width, digit.height] for digit in analysed.digits]
+    return PageReading(images, torch.empty(0, 10), boxes, row_lengths, analysed.warnings)
 
 
 def assert_same_reading(answer: PageReading, expected: PageReading) -> None:
     assert answer.row_lengths == expected.row_lengths
     assert answer.warnings == expected.warnings
+    assert answer.boxes == expected.boxes
     assert ((answer.images.int() - expected.images.int()).abs() <= 1).all()
 
 
@@ -460,6 +475,197 @@ def test_page_reads_rows_and_tells_its_doubt(page):
     assert "edge" in page.locator(".doubt").inner_text()
     press(page, "Escape")
     assert page.locator(".doubt").inner_text() == ""
+
+
+def open_fold(page) -> None:
+    page.locator("summary").click()
+    page.locator("#stage-digits .box").first.wait_for()
+
+
+def sheet_with_everything() -> np.ndarray:
+    """Two rows of bars on a shaded sheet, with ruled lines, a strip of the table and specks."""
+    sheet = np.tile(np.linspace(150, 230, 560), (280, 1))
+    sheet[[100, 101, 200, 201]] = 120
+    for top, lefts in ((20, (100, 200)), (120, (100, 200, 300))):
+        for left in lefts:
+            sheet[top : top + 70, left : left + 14] = 30
+    sheet[40:44, 400:404] = 30  # a speck
+    sheet[220:250, 500:512] = 30  # a mark beside the digits
+    sheet[:, :40] = 60  # a strip of the table
+    return sheet.round().astype(np.uint8)
+
+
+def test_page_shows_the_stages_that_explain_draws(page):
+    sheet = sheet_with_everything()
+    figure = explain(sheet)
+    picture, paper, ink, strength, images = [ax.images[0].get_array() for ax in figure.axes]
+    expected_boxes = [
+        [box.get_x() + 0.5, box.get_y() + 0.5, box.get_width(), box.get_height()]
+        for box in figure.axes[3].patches
+    ]
+
+    drop(page, "sheet.png", png(sheet))
+    page.locator(".sentence", has_text="This looks like 1 1 / 1 1 1.").wait_for()
+    open_fold(page)
+
+    shown = {}
+    for name in ("picture", "paper", "ink", "digits"):
+        shown[name] = pixels(page, f"#stage-{name} canvas")[..., :3].astype(int)
+    for name, expected in {"picture": picture, "paper": paper, "digits": 1 - strength}.items():
+        np.testing.assert_allclose(shown[name], np.stack([255 * expected] * 3, axis=2), atol=1.01)
+
+    # The page also paints specks and marks, which explain shows like paper and like ink.
+    is_small = (shown["ink"] == (0, 158, 115)).all(2)
+    assert is_small[40:44, 400:404].all()
+    assert is_small[225:245, 502:510].all()
+    assert not is_small[:, :390].any()
+    np.testing.assert_allclose(shown["ink"][~is_small], 255 * ink[~is_small], atol=1.01)
+    legend = page.locator("#stage-ink .legend > span").all_inner_texts()
+    assert [reason.strip() for reason in legend] == ["line", "edge", "small"]
+
+    code = """boxes => boxes.map(({ style, textContent }) => [
+      5.6 * parseFloat(style.left), 2.8 * parseFloat(style.top),
+      5.6 * parseFloat(style.width), 2.8 * parseFloat(style.height), textContent])"""
+    boxes = page.locator("#stage-digits .box").evaluate_all(code)
+    np.testing.assert_allclose([box[:4] for box in boxes], expected_boxes, atol=0.01)
+    assert [box[4] for box in boxes] == ["1"] * 5
+
+    rows = page.locator(".image-row").all()
+    assert [row.locator("canvas").count() for row in rows] == [2, 3]
+    answers = [text.split() for text in page.locator(".image-row div").all_inner_texts()]
+    assert answers == [text.split() for text in picks(page).all_inner_texts()]
+    for y, row in enumerate(rows):
+        for x in range(row.locator("canvas").count()):
+            canvas = f".image-row:nth-child({y + 1}) div:nth-child({x + 1}) canvas"
+            seen = pixels(page, canvas)[..., 0].astype(int)
+            expected = images[28 * y : 28 * (y + 1), 28 * x : 28 * (x + 1)].astype(int)
+            assert abs(seen - expected).max() <= 1
+
+
+def test_page_draws_the_stages_only_while_the_fold_is_open(page):
+    paints = """() => {
+      window.paintCount = 0;
+      const paint = paintStage;
+      paintStage = (...stage) => { window.paintCount++; paint(...stage); };
+    }"""
+    page.evaluate(paints)
+
+    draw(page, STROKES["7"])
+    page.wait_for_timeout(300)  # longer than the page waits before it paints
+    assert page.evaluate("paintCount") == 0
+    open_fold(page)
+    assert page.evaluate("paintCount") == 4
+    assert page.locator("#stage-digits .box").all_inner_texts() == ["7"]
+
+    draw(page, STROKES["1"], left=200)
+    page.locator("#stage-digits .box", has_text="1").wait_for()
+    assert page.locator("#stage-digits .box").all_inner_texts() == ["7", "1"]
+    click(page, "Clear")
+    page.locator("#nothing-read").wait_for()
+    assert page.locator("#stages figure:visible").count() == 0
+
+
+def test_page_tells_the_warnings_of_python(page, network):
+    blot = np.full((280, 560), 255, np.uint8)
+    blot[60:220, 100:116] = blot[60:220, 220:400] = 0
+    for sheet in (sheet_with_everything(), blot):
+        expected = read_with_python(network, sheet)
+        drop(page, "sheet.png", png(sheet))
+        page.locator("#digit-buttons:not([hidden])").wait_for()
+        settle(page)
+
+        sentences = [warning[0].upper() + warning[1:] for warning in expected.warnings]
+        assert sentences
+        assert page.locator(".doubt").inner_text() == " ".join(sentences)
+        shown = [text.split() for text in picks(page).all_inner_texts()]
+        assert shown == [[d.label, f"{100 * d.probability:.0f}%"] for d in expected.digits]
+        press(page, "Escape")
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_page_fits_a_phone(browser, width):
+    page = browser.new_page(
+        viewport={"width": width, "height": 844},
+        has_touch=True,
+        is_mobile=True,
+        device_scale_factor=3,
+    )
+    page.goto(PAGE)
+    drop(page, "sheet.png", png(sheet_with_everything()))
+    page.locator("#digit-buttons:not([hidden])").wait_for()
+    page.locator("summary").tap()
+    page.locator("#stage-digits .box").first.wait_for()
+
+    assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    pad = page.locator("canvas.paper").bounding_box()
+    assert pad["x"] >= 0
+    assert pad["x"] + pad["width"] <= width
+    for button in page.locator("button:visible, summary").all():
+        assert button.bounding_box()["height"] >= 40
+    boxes = [figure.bounding_box() for figure in page.locator("#stages figure").all()]
+    for above, below in pairwise(boxes):
+        assert above["y"] + above["height"] <= below["y"]
+        assert above["x"] == below["x"]
+    page.close()
+
+
+def code_like(n_modules: int) -> np.ndarray:
+    """Random squares as in a QR code, which shows no digits."""
+    modules = np.random.default_rng(0).integers(0, 2, (n_modules, n_modules))
+    return np.pad(255 - 255 * np.kron(modules, np.ones((6, 6))), 24, constant_values=255)
+
+
+def two_inks() -> np.ndarray:
+    sheet = np.zeros((200, 400, 4), np.uint8)
+    sheet[30:170, 90:110] = (0, 0, 0, 255)
+    sheet[30:170, 250:270] = 255
+    return sheet
+
+
+def thin_bar(size: int, top: int, bottom: int) -> np.ndarray:
+    sheet = np.full((size, size), 255)
+    sheet[top:bottom, size // 2] = 0
+    return sheet
+
+
+BAD_PICTURES = {
+    "black": (np.zeros((300, 300)), "There is no ink on the pad.", ""),
+    "one pixel": (np.zeros((1, 1)), "There is no ink on the pad.", ""),
+    "two inks": (two_inks(), "This looks like 1", "The picture is transparent, and its white ink"),
+    "5x5": (thin_bar(5, 1, 4), "This looks like", "The digits are only 3 pixels high"),
+    "28x28": (thin_bar(28, 11, 17), "This looks like", "pixels high"),
+    "thumbnail": (thin_bar(28, 4, 24), "This looks like 1", ""),
+    "code": (code_like(57), "This looks like", "may be no digits"),
+    "pattern": (np.kron(np.eye(2), np.ones((2, 2))), "There are more than 500 pieces of ink", ""),
+    "large": (thin_bar(10, 2, 8), "This looks like 1", ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_page_answers_bad_pictures_with_a_sentence(page, name):
+    picture, sentence, doubt = BAD_PICTURES[name]
+    if name == "pattern":
+        picture = 255 * (1 - np.tile(np.pad(picture, (0, 2)), (40, 80)))
+    if name == "large":
+        picture = np.kron(picture.astype(np.uint8), np.ones((1000, 1000), np.uint8))
+
+    drop(page, "x.png", png(picture.astype(np.uint8)))
+
+    page.locator(".sentence", has_text=sentence).wait_for(timeout=20_000)
+    told = page.locator(".doubt").inner_text()
+    assert doubt in told if doubt else told == ""
+    page.locator("summary").click()
+    page.locator("#stage-picture canvas").wait_for()
+
+
+def test_page_shows_the_picture_that_was_opened_last(page):
+    large = np.kron(thin_bar(10, 2, 8).astype(np.uint8), np.ones((600, 600), np.uint8))
+    drop(page, "large.png", png(large))
+    drop(page, "black.png", png(np.zeros((300, 300), np.uint8)))
+
+    page.locator(".sentence", has_text="There is no ink on the pad.").wait_for()
+    page.wait_for_timeout(1500)  # longer than it takes to decode the large one
+    assert spoken(page) == "There is no ink on the pad."
 
 
 @pytest.mark.parametrize("ink", [0, 255])
