@@ -566,9 +566,13 @@ def test_page_draws_the_stages_only_while_the_fold_is_open(page):
 
 
 def test_page_tells_the_warnings_of_python(page, network):
-    blot = np.full((280, 560), 255, np.uint8)
-    blot[60:220, 100:116] = blot[60:220, 220:400] = 0
-    for sheet in (sheet_with_everything(), blot):
+    cross = np.full((280, 560), 255, np.uint8)
+    cross[60:220, 100:116] = 0  # a 1 beside it
+    for i in range(160):
+        cross[60 + i, 220 + i : 236 + i] = cross[60 + i, 364 - i : 380 - i] = 0
+    assert "in doubt" in read_with_python(network, cross).warnings[0]
+
+    for sheet in (sheet_with_everything(), cross):
         expected = read_with_python(network, sheet)
         drop(page, "sheet.png", png(sheet))
         page.locator("#digit-buttons:not([hidden])").wait_for()
