@@ -3,12 +3,15 @@
 import math
 import warnings
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+HEIC_SUFFIXES = (".heic", ".heif")  # photos of an iPhone: an extra package opens them
+HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # where the contents of such a file begin
 MAX_PIXELS = 2**27  # 134 million: more than a camera has, less than a decompression bomb
 WORK_SIDE = 640  # pixels: larger pictures are reduced first
 MIN_CONTRAST = 0.06  # of the whole scale: a picture with less is empty
@@ -89,18 +92,24 @@ def _open_file(path: str | PathLike) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(path, formats=(*FORMATS, *_heic_formats())) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(
                         f"{path} has {picture.width:,} x {picture.height:,} pixels, "
                         f"expected at most {MAX_PIXELS:,} in all."
                     )
-                # In an MPO file the first frame is the photo and the second a preview.
+                # In an MPO file the first frame is the photo and the second a preview; in a HEIC
+                # file Pillow starts with the frame that the camera calls the photo.
                 frames = getattr(picture, "n_frames", 1)
-                if frames > 1 and picture.format != "MPO":
+                if frames > 1 and picture.format not in ("MPO", "HEIF"):
                     raise ValueError(f"{path} has {frames} frames, expected one picture.")
                 return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError as error:
+        if not _heic_formats() and _is_heic(path):
+            raise ValueError(
+                f"{path} is a HEIC picture, which needs an extra: pip install -e '.[heic]', "
+                "or save it as JPEG."
+            ) from error
         raise ValueError(
             f"{path} is not a picture: expected one of {', '.join(FORMATS)}."
         ) from error
@@ -112,6 +121,24 @@ def _open_file(path: str | PathLike) -> Image.Image:
         raise  # these say clearly what is wrong
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _heic_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that the package pillow-heif adds, if it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ()
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def _is_heic(path: str | PathLike) -> bool:
+    """Tell by its name or its contents whether a file is a HEIC picture."""
+    if Path(path).suffix.lower() in HEIC_SUFFIXES:
+        return True
+    with open(path, "rb") as file:
+        return file.read(12)[4:] in HEIC_BRANDS
 
 
 def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:
