@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mnist_lab.figures import explain
-from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
+from mnist_lab.handwriting.preprocess import analyse, segment_digits, to_mnist
 from mnist_lab.handwriting.read import read
 from mnist_mlp import EnhancedNet, load_weights
 
@@ -110,10 +110,10 @@ def with_a_shadow(ink, random):
     return (photographed(sheet, random) * (1 - shadow)).round().astype(np.uint8)
 
 
-def as_bitmap(ink, side):
-    """Return a bitmap of 0 and 1 that the digit fills from top to bottom."""
+def as_bitmap(ink, side, stretched=False):
+    """Return a bitmap of 0 and 1 that the digit fills: from top to bottom, or the whole square."""
     box = Image.fromarray((255 * cropped(ink, 0)).astype(np.uint8))
-    width = max(1, round(side * box.width / box.height))
+    width = side if stretched else max(1, round(side * box.width / box.height))
     bits = np.asarray(box.resize((width, side), Image.Resampling.BOX)) > 127
     return bits.astype(np.uint8)
 
@@ -142,6 +142,8 @@ KINDS = {
     "shadow": with_a_shadow,
     "bitmap of 32": lambda ink, random: as_bitmap(ink, 32),
     "bitmap of 16": lambda ink, random: 255 * as_bitmap(ink, 16),
+    "stretched bitmap of 32": lambda ink, random: as_bitmap(ink, 32, stretched=True),
+    "stretched bitmap of 16": lambda ink, random: 255 - 255 * as_bitmap(ink, 16, stretched=True),
     "lined, tilted": lines_case(160, 3, False, 1.5),
     "squared, tilted": lines_case(160, 3, True, -1.5),
 }
@@ -191,6 +193,26 @@ def test_a_1_that_fills_the_picture_is_read(mnist, model, is_bright):
     for i, image in enumerate(ones):
         picture = photographed(cropped(enlarged(image), 0), np.random.default_rng(i))
         assert read(model, 255 - picture if is_bright else picture).text == "1"
+
+
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("stretched", [False, True])
+def test_the_ink_of_a_bitmap_is_neither_inverted_nor_cut(mnist, side, stretched):
+    for image in mnist.test.images[:100]:
+        ink = as_bitmap(enlarged(image), side, stretched)
+        for picture in (255 * ink, 255 - 255 * ink):
+            np.testing.assert_array_equal(analyse(picture).ink.strength > 0, ink == 1)
+
+
+def test_a_1_that_was_stretched_to_a_square_becomes_slender(mnist):
+    picture = np.zeros((16, 16), np.uint8)
+    for row in range(16):
+        picture[row, 4 - row // 4 : 16 - row // 4] = 255
+
+    ink = to_mnist(picture) > 127
+
+    assert int(ink.sum(1).max()) <= 6
+    assert int(ink.any(1).sum()) == 20
 
 
 def seven() -> np.ndarray:

@@ -17,6 +17,7 @@ const MIN_INK = 0.15; // of the median ink: fainter pixels are paper
 const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
 const MIN_CONTACT = 0.7; // of its length lies along the picture's edge: this was not written
 const MAX_SCRAP = 0.3; // of the ink of the largest component: beside a printed box, it is another's
+const MAX_BITMAP_SIDE = 32; // pixels: the strokes of a digit that fills a bitmap lie along its edges
 const MIN_INK_LENGTH = 0.03; // of the picture's longer side, and 5 pixels: shorter ink is no digit
 
 const MIN_SIDE = 40; // pixels: in a smaller picture a line cannot be told from a stroke
@@ -29,6 +30,9 @@ const MAX_SINGLE_LINE_WIDTH = 0.035; // the same for a line that has no other be
 const NEAR = 0.04; // of the picture's longer side: how far lines that meet may miss each other
 
 const MIN_STROKE_WIDTH = 1.5; // pixels of the 20x20: MNIST's strokes are two to three wide
+const MIN_SOLID = 0.84; // of the ink's span in the rows, and in the columns, where a 1 was stretched
+const MIN_STRETCHED_WIDTH = 0.3; // of its height: no pen's 1 is as wide
+const BAR_WIDTH = 0.15; // of its height: a 1 as MNIST has it
 const MIN_OVERLAP = 0.4; // of the narrower box's width: boxes that overlap more are one digit
 const MIN_FULL_SIZE = 0.5; // of the usual height and length: a smaller box is a part of a digit
 const MIN_ROW_OVERLAP = 0.4; // of the lower box's height: boxes that overlap less are in two rows
@@ -250,13 +254,25 @@ function paperBesideABar({ values, width, height }) {
 
   const bright = maskOf(values, (value) => value - low > threshold);
   const dark = bright.map((value) => 1 - value);
-  const brightBar = shareOfRowsWithOneRun(bright, width, height) >= MIN_BAR;
+  let brightBar = shareOfRowsWithOneRun(bright, width, height) >= MIN_BAR;
   const darkBar = shareOfRowsWithOneRun(dark, width, height) >= MIN_BAR;
-  if (brightBar === darkBar) return null;
+  if (!brightBar && !darkBar) return null;
+  if (brightBar && darkBar) {
+    // The paper, too, is on one side of the ink in nearly each row: look at the corners.
+    const brightCornerCount = corners({ values: bright, width, height }).filter(Boolean).length;
+    if (brightCornerCount === 2) return null;
+    brightBar = brightCornerCount < 2;
+  }
   const paper = brightBar ? dark : bright;
   const level = median(values.filter((_, i) => paper[i]));
   const brightness = new Float64Array(values.length).fill(level);
   return { brightness, noise: 0, inkIsBrighter: brightBar };
+}
+
+// Return the values at the four corners of a picture.
+function corners({ values, width, height }) {
+  const last = width * (height - 1);
+  return [values[0], values[width - 1], values[last], values[last + width - 1]];
 }
 
 function shareOfRowsWithOneRun(mask, width, height) {
@@ -336,8 +352,24 @@ function findPaper(grey, ignored) {
 
   // Ink is far from the paper, so the sum of the cubes has its sign.
   const cubes = residuals.reduce((sum, value) => sum + value * value * value, 0);
+  let inkIsBrighter = cubes > 0;
+
+  // In a bitmap the paper is exactly one of the two values.
+  let low = 1;
+  let high = 0;
+  values.forEach((value, i) => {
+    if (ignored[i]) return;
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  });
+  if (low < high && values.every((value) => value === low || value === high)) {
+    const brightCornerCount = corners(grey).filter((value) => value === high).length;
+    if (brightCornerCount !== 2) inkIsBrighter = brightCornerCount < 2;
+    const brightness = new Float64Array(values.length).fill(inkIsBrighter ? low : high);
+    return { brightness, noise: 0, inkIsBrighter };
+  }
   const noise = 1.5 * median(residuals.filter((_, i) => isPaper[i]).map(Math.abs));
-  return { brightness: evaluate(surface, us, vs), noise, inkIsBrighter: cubes > 0 };
+  return { brightness: evaluate(surface, us, vs), noise, inkIsBrighter };
 }
 
 // Return the surface at each pixel.
@@ -487,6 +519,7 @@ function findInk(grey) {
   if (strength === null) return null;
 
   const idle = new Set(); // steps that changed nothing since the last change
+  if (side <= MAX_BITMAP_SIDE && new Set(grey.values).size === 2) idle.add("edge");
   for (const step of ["lines", "edge", "edge", "edge", "lines"]) {
     if (idle.has(step)) continue;
     idle.add(step);
@@ -800,7 +833,12 @@ function distanceBetween(first, second) {
 // Return { rows, warnings }: rows from the top, each with its digits from left to right. A digit
 // is a grey image with the height of its box in the picture.
 function findDigits(strength) {
-  const { labelMap, components } = connectedComponents(strength);
+  let { labelMap, components } = connectedComponents(strength);
+  if (Math.max(strength.width, strength.height) < 2 * MIN_HEIGHT) {
+    // Too small for two digits: all ink is of one.
+    labelMap = labelMap.map((label) => Math.min(label, 1));
+    components = [joined(components)];
+  }
   const { full, parts } = fullAndParts(components);
   const groupedRows = findRows(full).map(groupByDigit);
   const markCount = addParts(parts, groupedRows.flat());
@@ -818,6 +856,18 @@ function findDigits(strength) {
     warnings.push("some digits seem to touch: check them, or write them further apart.");
   }
   return { rows, warnings };
+}
+
+// Return several components as one.
+function joined(components) {
+  return {
+    label: 1,
+    top: Math.min(...components.map(({ top }) => top)),
+    bottom: Math.max(...components.map(({ bottom }) => bottom)),
+    left: Math.min(...components.map(({ left }) => left)),
+    right: Math.max(...components.map(({ right }) => right)),
+    mass: components.reduce((sum, { mass }) => sum + mass, 0),
+  };
 }
 
 function fullAndParts(boxes) {
@@ -1057,6 +1107,43 @@ function strokeWidth({ values, width, height }) {
   return 2 * area / Math.max(1, perimeter);
 }
 
+// Return a 1 that was stretched to fill a square bitmap as slender as it was; other digits unchanged.
+function heightenStretchedBar(digit) {
+  const { width, height } = digit;
+  if (Math.max(width, height) > MAX_BITMAP_SIDE) return digit;
+
+  const solid = { values: maskOf(digit.values, (value) => value > 0.5), width, height };
+  const runs = [];
+  for (let y = 0; y < height; y++) {
+    const row = solid.values.subarray(y * width, (y + 1) * width);
+    runs.push(row.reduce((sum, value) => sum + value, 0));
+  }
+  const barWidth = median(runs);
+  if (barWidth < MIN_STRETCHED_WIDTH * height) return digit;
+  if (shareOfRowsWithOneRun(solid.values, width, height) < MIN_BAR) return digit;
+  if (Math.min(shareOfSpans(solid), shareOfSpans(transpose(solid))) < MIN_SOLID) return digit;
+
+  const times = roundHalfToEven(barWidth / (BAR_WIDTH * height));
+  const values = new Float64Array(times * width * height);
+  for (let y = 0; y < times * height; y++) {
+    const source = Math.floor(y / times) * width;
+    values.set(digit.values.subarray(source, source + width), y * width);
+  }
+  return { ...digit, values, height: times * height };
+}
+
+// Return how much of the rows' spans, from their first to their last pixel, a mask fills.
+function shareOfSpans({ values, width, height }) {
+  let area = 0;
+  let spans = 0;
+  for (let y = 0; y < height; y++) {
+    const row = values.subarray(y * width, (y + 1) * width);
+    area += row.reduce((sum, value) => sum + value, 0);
+    if (row.includes(1)) spans += row.lastIndexOf(1) - row.indexOf(1) + 1;
+  }
+  return area / Math.max(1, spans);
+}
+
 // Make a thin pen's strokes as wide as MNIST's thinnest.
 function thicken(digit) {
   const longerSide = Math.max(digit.width, digit.height);
@@ -1177,5 +1264,6 @@ function digitsIn(picture) {
   if (height < MIN_HEIGHT) {
     messages.push(`the digits are only ${height} pixels high: take the picture from nearer.`);
   }
-  return { rows: rows.map((row) => row.map((digit) => centre(thicken(digit)))), warnings: messages };
+  const asSeen = (digit) => centre(thicken(heightenStretchedBar(digit)));
+  return { rows: rows.map((row) => row.map(asSeen)), warnings: messages };
 }

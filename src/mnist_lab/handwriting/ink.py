@@ -16,6 +16,7 @@ MIN_INK = 0.15  # of the median ink: fainter pixels are paper
 MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
 MIN_CONTACT = 0.7  # of its length lies along the picture's edge: this was not written
 MAX_SCRAP = 0.3  # of the ink of the largest component: beside a printed box, it is another box's
+MAX_BITMAP_SIDE = 32  # pixels: the strokes of a digit that fills a bitmap lie along its edges
 MIN_LENGTH = 0.03  # of the picture's longer side, and 5 pixels: shorter ink is no digit
 
 
@@ -34,7 +35,8 @@ def find_ink(grey: np.ndarray) -> Ink | None:
     """Return the ink of a picture, or None if nothing stands out from the paper.
 
     Printed lines are dropped, and what lies along the edge of the picture, such as a strip of the
-    table, while other ink is left. The paper is then fitted again. Specks are dropped.
+    table, while other ink is left. The paper is then fitted again. Specks are dropped. In a small
+    bitmap nothing is dropped at the edge: a digit fills it.
 
     Args:
         grey: The picture's brightness from 0 to 1, float64 of shape (H, W).
@@ -48,6 +50,8 @@ def find_ink(grey: np.ndarray) -> Ink | None:
 
     # What lies at the edge can hide lines, and a shadow's rim appears when the shadow is dropped.
     idle = set()  # steps that changed nothing since the last change
+    if max(grey.shape) <= MAX_BITMAP_SIDE and np.unique(grey).size == 2:
+        idle.add("edge")
     for step in ("lines", "edge", "edge", "edge", "lines"):
         if step in idle:
             continue

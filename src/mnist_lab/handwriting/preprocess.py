@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from mnist_lab.handwriting.ink import Ink, find_ink
-from mnist_lab.handwriting.paper import WITH_DIAGONALS
+from mnist_lab.handwriting.ink import MAX_BITMAP_SIDE, Ink, find_ink
+from mnist_lab.handwriting.paper import MIN_BAR, WITH_DIAGONALS, share_of_rows_with_one_run
 from mnist_lab.handwriting.pictures import Picture, read_reduced
 from mnist_mlp.datasets import centre_digit
 
 MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
+MIN_SOLID = 0.84  # of the ink's span in the rows, and in the columns, where a 1 was stretched
+MIN_STRETCHED_WIDTH = 0.3  # of its height: no pen's 1 is as wide
+BAR_WIDTH = 0.15  # of its height: a 1 as MNIST has it
 MIN_OVERLAP = 0.4  # of the narrower box's width: boxes that overlap more are one digit
 MIN_FULL_SIZE = 0.5  # of the usual height and length: a smaller box is a part of a digit
 MIN_ROW_OVERLAP = 0.4  # of the lower box's height: boxes that overlap less are in two rows
@@ -79,7 +82,7 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     digits.
 
     Args:
-        picture: A file's path, a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
+        picture: A file's path (HEIC needs the extra `heic`), a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
             uint8, uint16, bool, or float from 0 to 1.
 
     Raises:
@@ -159,6 +162,7 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     Args:
         ink: Floats from 0 (paper) to 1 (ink) of shape (H, W).
     """
+    ink = _heighten_stretched_bar(ink)
     rows, columns = (ink > 0).nonzero()
     side = 1 + max(np.ptp(rows), np.ptp(columns))
 
@@ -177,6 +181,36 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     image = centre_digit(digit).float()  # whole numbers from 0 to 255
     darkest_is_255 = image * (255 / image.max())
     return darkest_is_255.round().to(torch.uint8)
+
+
+def _heighten_stretched_bar(ink: np.ndarray) -> np.ndarray:
+    """Return a 1 that was stretched to fill a square bitmap as slender as it was.
+
+    Only a 1 becomes so wide a stroke that there is hardly any paper between its outermost ink,
+    neither in the rows nor in the columns. Other ink is returned unchanged.
+    """
+    rows, columns = (ink > 0).nonzero()
+    box = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height = len(box)
+    if max(box.shape) > MAX_BITMAP_SIDE:
+        return ink
+
+    is_solid = box > 0.5
+    bar_width = float(np.median(is_solid.sum(axis=1)))
+    if bar_width < MIN_STRETCHED_WIDTH * height:
+        return ink
+    if share_of_rows_with_one_run(is_solid) < MIN_BAR:
+        return ink
+    if min(_share_of_spans(is_solid), _share_of_spans(is_solid.T)) < MIN_SOLID:
+        return ink
+    return np.repeat(box, round(bar_width / (BAR_WIDTH * height)), axis=0)
+
+
+def _share_of_spans(mask: np.ndarray) -> float:
+    """Return how much of the rows' spans, from their first to their last pixel, the mask fills."""
+    from_left = np.logical_or.accumulate(mask, axis=1)
+    from_right = np.logical_or.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    return float(mask.sum() / max(1, (from_left & from_right).sum()))
 
 
 @dataclass(eq=False)
@@ -227,6 +261,8 @@ def find_digits(strength: np.ndarray) -> tuple[list[list[Digit]], list[str]]:
         strength: The ink from 0 (paper) to 1, float64 of shape (H, W). It must have some ink.
     """
     components, _ = ndimage.label(strength > 0, WITH_DIAGONALS)
+    if max(strength.shape) < 2 * MIN_HEIGHT:
+        components = (strength > 0).astype(int)  # too small for two digits: all ink is of one
     mass = np.bincount(components.ravel(), weights=strength.ravel())
     boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
