@@ -14,7 +14,7 @@ from PIL import Image
 from test_pad import RENDER
 from test_read_pictures import KINDS, enlarged
 
-from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
+from mnist_lab.handwriting.preprocess import analyse
 from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -172,9 +172,8 @@ def read_by_python(picture: np.ndarray) -> PageReading:
         analysed = analyse(picture)
     except ValueError:  # there is no ink
         return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [])
-    images = torch.stack([thicken_and_centre(digit.strength) for digit in analysed.digits])
     row_lengths = [len(row) for row in analysed.rows]
-    return PageReading(images, torch.empty(0, 10), row_lengths, analysed.warnings)
+    return PageReading(analysed.images, torch.empty(0, 10), row_lengths, analysed.warnings)
 
 
 def assert_same_reading(answer: PageReading, expected: PageReading) -> None:

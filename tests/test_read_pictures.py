@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, few_or_all
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
+from skimage import data
 
 from mnist_lab.figures import explain
-from mnist_lab.handwriting.preprocess import analyse, segment_digits, to_mnist
+from mnist_lab.handwriting.preprocess import (
+    analyse,
+    is_unlike_a_digit,
+    segment_digits,
+    to_mnist,
+)
 from mnist_lab.handwriting.read import read
 from mnist_mlp import EnhancedNet, load_weights
 
@@ -346,6 +352,81 @@ def test_explain_draws_each_stage_and_the_doubt():
     with pytest.warns(UserWarning, match="lines"):
         np.testing.assert_array_equal(pictures[4], to_mnist(picture))
     assert "lines" in figure.get_supxlabel()
+
+
+def drawn(*points: float) -> np.ndarray:
+    """Return a picture of one line along the points."""
+    picture = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(picture).line(points, 0, 10, joint="curve")
+    return np.asarray(picture)
+
+
+def grid(step: int) -> np.ndarray:
+    picture = np.full((300, 300), 255, np.uint8)
+    for position in range(50, 251, step):
+        picture[position - 3 : position + 3, 47:253] = 0
+        picture[47:253, position - 3 : position + 3] = 0
+    return picture
+
+
+def qr_code(random: np.random.Generator) -> np.ndarray:
+    bits = random.integers(0, 2, (25, 25))
+    for top, left in ((0, 0), (0, 18), (18, 0)):
+        bits[top : top + 7, left : left + 7] = 1
+        bits[top + 1 : top + 6, left + 1 : left + 6] = 0
+        bits[top + 2 : top + 5, left + 2 : left + 5] = 1
+    return (255 - 255 * np.kron(np.pad(bits, 4), np.ones((8, 8)))).astype(np.uint8)
+
+
+NO_DIGITS = {
+    "W": drawn(40, 60, 95, 240, 150, 60, 205, 240, 260, 60),
+    "star": drawn(150, 30, 220, 250, 40, 110, 260, 110, 80, 250, 150, 30, 150, 250, 40, 180, 260, 180),
+    "grid": grid(40),
+    "table of crosses": grid(20),
+    "QR code": qr_code(np.random.default_rng(0)),
+    "coins": data.coins(),
+    "disc": np.where(np.hypot(*np.mgrid[-1.3:1.3:200j, -1.3:1.3:200j]) < 1, 20, 240).astype(np.uint8),
+    "noise of bits": np.random.default_rng(0).integers(0, 2, (28, 28)).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", NO_DIGITS)
+def test_what_is_unlike_a_digit_is_told(model, name):
+    reading = read(model, NO_DIGITS[name])
+
+    assert any("too many strokes" in message for message in reading.warnings)
+
+
+OTHER_PICTURES = ("camera", "text", "page", "astronaut", "moon", "clock", "coffee", "brick", "grass")
+
+
+@pytest.mark.parametrize("name", OTHER_PICTURES)
+def test_a_picture_of_something_else_is_doubted_or_refused(model, name):
+    try:
+        reading = read(model, getattr(data, name)())
+    except ValueError as error:
+        assert "no ink" in str(error)  # noqa: PT017
+        return
+
+    assert reading.warnings
+
+
+@pytest.mark.parametrize("count", few_or_all(500, 10_000))
+def test_mnists_digits_are_not_taken_for_something_else(mnist, count):
+    n_unlike = sum(is_unlike_a_digit(image) for image in mnist.test.images[:count])
+
+    assert n_unlike <= 0.001 * count
+
+
+@pytest.mark.parametrize("grey", [0, 110])
+def test_transparent_strokes_of_two_colours_are_both_read(model, grey):
+    picture = np.zeros((200, 300, 4), np.uint8)
+    picture[30:170, 60:76] = (grey, grey, grey, 255)
+    picture[30:170, 220:236] = 255
+
+    reading = read(model, picture)
+
+    assert reading.text == "11"
 
 
 HOPELESS = {

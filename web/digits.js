@@ -29,6 +29,12 @@ const MAX_LINE_WIDTH = 0.06; // of the picture's shorter side
 const MAX_SINGLE_LINE_WIDTH = 0.035; // the same for a line that has no other beside or across it
 const NEAR = 0.04; // of the picture's longer side: how far lines that meet may miss each other
 
+const MAX_HOLES = 3; // of two pixels or more: a digit has two, and a pen leaves another one
+const MAX_CROSSED_ROWS = 2; // with four strokes or more side by side, as a W has
+const MAX_CROSSED_COLUMNS = 1; // with five strokes or more above each other
+const MAX_STROKES = 88; // crossed by all rows and columns together
+const MAX_INK = 260; // pixels of the 28x28
+const MAX_STROKE_WIDTH = 6.3; // pixels of the 28x28
 const MIN_STROKE_WIDTH = 1.5; // pixels of the 20x20: MNIST's strokes are two to three wide
 const MIN_SOLID = 0.84; // of the ink's span in the rows, and in the columns, where a 1 was stretched
 const MIN_STRETCHED_WIDTH = 0.3; // of its height: no pen's 1 is as wide
@@ -1252,6 +1258,67 @@ function centre(digit) {
   return image.map((value) => roundHalfToEven(value * 255 / darkest));
 }
 
+// Tell whether an image of 28x28 bytes has more strokes, holes or ink than a digit.
+function isUnlikeADigit(image) {
+  const side = 30; // with a rim of paper
+  const isInk = new Uint8Array(side * side);
+  image.forEach((value, i) => {
+    if (value > 127) isInk[(Math.floor(i / 28) + 1) * side + i % 28 + 1] = 1;
+  });
+
+  let inkCount = 0;
+  let edgeCount = 0;
+  let crossedRows = 0;
+  let crossedColumns = 0;
+  for (let i = 0; i < side; i++) {
+    let edgesInRow = 0;
+    let edgesInColumn = 0;
+    for (let j = 0; j < side; j++) {
+      inkCount += isInk[i * side + j];
+      if (j === 0) continue;
+      if (isInk[i * side + j] !== isInk[i * side + j - 1]) edgesInRow++;
+      if (isInk[j * side + i] !== isInk[(j - 1) * side + i]) edgesInColumn++;
+    }
+    edgeCount += edgesInRow + edgesInColumn;
+    if (edgesInRow >= 8) crossedRows++;
+    if (edgesInColumn >= 10) crossedColumns++;
+  }
+  return countHoles(isInk, side) > MAX_HOLES
+    || crossedRows > MAX_CROSSED_ROWS
+    || crossedColumns > MAX_CROSSED_COLUMNS
+    || edgeCount > 2 * MAX_STROKES
+    || inkCount > MAX_INK
+    || 2 * inkCount > MAX_STROKE_WIDTH * edgeCount;
+}
+
+// Return the number of holes of two pixels or more in a square mask with a rim of paper. Paper is
+// connected along the sides of its pixels only.
+function countHoles(isInk, side) {
+  const isSeen = isInk.slice();
+  let count = -1; // the paper around the digit is no hole
+  for (let start = 0; start < isSeen.length; start++) {
+    if (isSeen[start]) continue;
+    isSeen[start] = 1;
+    const stack = [start];
+    let size = 0;
+    while (stack.length > 0) {
+      const pixel = stack.pop();
+      const x = pixel % side;
+      size++;
+      const neighbours = [pixel - side, pixel + side];
+      if (x > 0) neighbours.push(pixel - 1);
+      if (x < side - 1) neighbours.push(pixel + 1);
+      for (const neighbour of neighbours) {
+        if (isSeen[neighbour] !== 0) continue; // `undefined` is outside the mask
+        isSeen[neighbour] = 1;
+        stack.push(neighbour);
+      }
+    }
+    if (size >= 2) count++;
+  }
+  return count;
+}
+
 // Return { rows, warnings }. Each row has what the network sees of its digits from left to right,
 // 784 bytes each. Without ink there are no rows.
 function digitsIn(picture) {
@@ -1260,10 +1327,19 @@ function digitsIn(picture) {
 
   const { rows, warnings } = findDigits(ink.strength);
   const messages = [...ink.warnings, ...warnings];
+  const asSeen = (digit) => centre(thicken(heightenStretchedBar(digit)));
+  const images = rows.map((row) => row.map(asSeen));
+  const unlikeCount = images.flat().filter(isUnlikeADigit).length;
+  if (unlikeCount > 0 && images.flat().length === 1) {
+    messages.push("this may be no digit: it has too many strokes or too much ink.");
+  } else if (unlikeCount > 0) {
+    messages.push(`${unlikeCount} of the ${images.flat().length} marks may be no digits: `
+      + "they have too many strokes or too much ink.");
+  }
+
   const height = Math.max(...rows.flat().map((digit) => digit.height));
   if (height < MIN_HEIGHT) {
     messages.push(`the digits are only ${height} pixels high: take the picture from nearer.`);
   }
-  const asSeen = (digit) => centre(thicken(heightenStretchedBar(digit)));
-  return { rows: rows.map((row) => row.map(asSeen)), warnings: messages };
+  return { rows: images, warnings: messages };
 }

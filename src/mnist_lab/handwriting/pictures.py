@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 HEIC_SUFFIXES = (".heic", ".heif")  # photos of an iPhone: an extra package opens them
@@ -36,7 +37,7 @@ def read_reduced(picture: Picture) -> tuple[np.ndarray, int]:
     if isinstance(picture, (str, PathLike)):
         picture = _open_file(picture)
     elif isinstance(picture, Image.Image):
-        picture = ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
     else:
         picture = _from_array(picture)
 
@@ -79,12 +80,16 @@ def _flatten(picture: Image.Image) -> np.ndarray:
         return np.asarray(picture.convert("L")) / 255
 
     picture = picture.convert("RGBA")
-    for paper in ("white", "black"):  # black where white would hide white ink
+    opacity = np.asarray(picture)[:, :, 3] / 255
+    strokes, count = ndimage.label(opacity > 0.5, np.ones((3, 3)))
+    for brightness, paper in ((1, "white"), (0, "black")):  # black where white would hide white ink
         sheet = Image.new("RGBA", picture.size, paper)
         grey = np.asarray(Image.alpha_composite(sheet, picture).convert("L")) / 255
-        if np.ptp(grey) >= MIN_CONTRAST:
-            break
-    return grey
+        contrast = ndimage.median(np.abs(grey - brightness), strokes, range(1, count + 1))
+        if np.ptp(grey) >= MIN_CONTRAST and (np.asarray(contrast) >= MIN_CONTRAST).all():
+            return grey
+    # Either paper would hide some of the strokes: all that is not transparent is ink.
+    return 1 - opacity
 
 
 def _open_file(path: str | PathLike) -> Image.Image:
@@ -103,7 +108,8 @@ def _open_file(path: str | PathLike) -> Image.Image:
                 frames = getattr(picture, "n_frames", 1)
                 if frames > 1 and picture.format not in ("MPO", "HEIF"):
                     raise ValueError(f"{path} has {frames} frames, expected one picture.")
-                return ImageOps.exif_transpose(picture)
+                picture.load()
+                return _upright(picture)
     except UnidentifiedImageError as error:
         if not _heic_formats() and _is_heic(path):
             raise ValueError(
@@ -121,6 +127,12 @@ def _open_file(path: str | PathLike) -> Image.Image:
         raise  # these say clearly what is wrong
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return a picture as the camera was held. Only a turned one is copied: it may be large."""
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return picture if orientation == 1 else ImageOps.exif_transpose(picture)
 
 
 def _heic_formats() -> tuple[str, ...]:

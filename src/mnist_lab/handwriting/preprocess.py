@@ -22,6 +22,12 @@ from mnist_lab.handwriting.pictures import Picture, read_reduced
 from mnist_mlp.datasets import centre_digit
 
 MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
+MAX_HOLES = 3  # of two pixels or more of the 28x28: a digit has two, and a pen leaves another one
+MAX_CROSSED_ROWS = 2  # with four strokes or more side by side, as a W has
+MAX_CROSSED_COLUMNS = 1  # with five strokes or more above each other
+MAX_STROKES = 88  # crossed by all rows and columns together
+MAX_INK = 260  # pixels of the 28x28
+MAX_STROKE_WIDTH = 6.3  # pixels of the 28x28
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
 MIN_SOLID = 0.84  # of the ink's span in the rows, and in the columns, where a 1 was stretched
 MIN_STRETCHED_WIDTH = 0.3  # of its height: no pen's 1 is as wide
@@ -65,6 +71,7 @@ class Page:
     reduction: int  # pixels of the picture along a side of one pixel of `grey`
     ink: Ink
     rows: list[list[Digit]]  # from the top; in each row from left to right
+    images: torch.Tensor  # the digits as the network sees them, uint8 of shape (N, 28, 28)
     warnings: list[str]  # a sentence for each reason to doubt the digits
 
     @property
@@ -128,7 +135,7 @@ def segment_digits(picture: Picture) -> torch.Tensor:
     page = analyse(picture)
     for message in page.warnings:
         warnings.warn(message, stacklevel=2)
-    return torch.stack([thicken_and_centre(digit.strength) for digit in page.digits])
+    return page.images
 
 
 def analyse(picture: Picture) -> Page:
@@ -148,10 +155,49 @@ def analyse(picture: Picture) -> Page:
         raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
     rows, messages = find_digits(ink.strength)
 
-    height = max(digit.height for row in rows for digit in row)
+    digits = [digit for row in rows for digit in row]
+    images = torch.stack([thicken_and_centre(digit.strength) for digit in digits])
+    n_unlike = sum(is_unlike_a_digit(image) for image in images)
+    if n_unlike and len(digits) == 1:
+        messages.append("this may be no digit: it has too many strokes or too much ink.")
+    elif n_unlike:
+        messages.append(
+            f"{n_unlike} of the {len(digits)} marks may be no digits: "
+            "they have too many strokes or too much ink."
+        )
+
+    height = max(digit.height for digit in digits)
     if height < MIN_HEIGHT:
         messages.append(f"the digits are only {height} pixels high: take the picture from nearer.")
-    return Page(grey, reduction, ink, rows, ink.warnings + messages)
+    return Page(grey, reduction, ink, rows, images, ink.warnings + messages)
+
+
+def is_unlike_a_digit(image: torch.Tensor) -> bool:
+    """Tell whether an image has more strokes, holes or ink than a digit.
+
+    Each limit is one that hardly any of MNIST's training images exceeds: 3 in 10,000 exceed one.
+
+    Args:
+        image: What the network sees, uint8 of shape (28, 28).
+    """
+    is_ink = np.pad(image.numpy() > 127, 1)
+    paper, _ = ndimage.label(~is_ink)
+    sizes = np.bincount(paper[~is_ink])
+    n_holes = int((sizes >= 2).sum()) - 1  # the paper around the digit is no hole
+
+    # `np.diff` of booleans is true at both edges of a stroke.
+    edges_in_row = np.diff(is_ink, axis=1).sum(axis=1)
+    edges_in_column = np.diff(is_ink, axis=0).sum(axis=0)
+    n_edges = int(edges_in_row.sum() + edges_in_column.sum())
+    n_ink = int(is_ink.sum())
+    return bool(
+        n_holes > MAX_HOLES
+        or (edges_in_row >= 8).sum() > MAX_CROSSED_ROWS
+        or (edges_in_column >= 10).sum() > MAX_CROSSED_COLUMNS
+        or n_edges > 2 * MAX_STROKES
+        or n_ink > MAX_INK
+        or 2 * n_ink > MAX_STROKE_WIDTH * n_edges
+    )
 
 
 def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
