@@ -128,6 +128,12 @@ def crop_case(margin):
     return lambda ink, random: photographed(cropped(ink, margin), random)
 
 
+def on_a_tilted_squared_sheet(ink, random):
+    """Return a digit on a large sheet: many lines leave it at its left or right edge."""
+    sheet = np.pad(ink, ((120, 250), (200, 300)))
+    return on_lines(sheet, random, line_grey=150, line_width=2, squared=True, degrees=2.5)
+
+
 def lines_case(line_grey, line_width, squared, degrees=0.0):
     return lambda ink, random: on_lines(
         np.pad(ink, random.integers(8, 60)),
@@ -150,6 +156,7 @@ KINDS = {
     "bitmap of 16": lambda ink, random: 255 * as_bitmap(ink, 16),
     "stretched bitmap of 32": lambda ink, random: as_bitmap(ink, 32, stretched=True),
     "stretched bitmap of 16": lambda ink, random: 255 - 255 * as_bitmap(ink, 16, stretched=True),
+    "tilted squared sheet": on_a_tilted_squared_sheet,
     "lined, tilted": lines_case(160, 3, False, 1.5),
     "squared, tilted": lines_case(160, 3, True, -1.5),
 }

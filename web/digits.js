@@ -17,6 +17,7 @@ const MIN_INK = 0.15; // of the median ink: fainter pixels are paper
 const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
 const MIN_CONTACT = 0.7; // of its length lies along the picture's edge: this was not written
 const MAX_SCRAP = 0.3; // of the ink of the largest component: beside a printed box, it is another's
+const MAX_SLIVER_WIDTH = 0.08; // of its length: a digit is wider than the rest of a tilted line
 const MAX_BITMAP_SIDE = 32; // pixels: the strokes of a digit that fills a bitmap lie along its edges
 const MIN_INK_LENGTH = 0.03; // of the picture's longer side, and 5 pixels: shorter ink is no digit
 
@@ -515,6 +516,23 @@ function without(strength, isDropped) {
   return { ...strength, values };
 }
 
+// Return the ink without what stands beside printed lines at the picture's edge: ink in neighbouring
+// boxes, and the slivers of tilted lines that leave the picture.
+function dropScraps(strength) {
+  const { width, height } = strength;
+  const isAtEdge = ({ left, top, right, bottom }) =>
+    left === 0 || top === 0 || right === width || bottom === height;
+  const isSliver = (box) => isAtEdge(box)
+    && Math.min(widthOf(box), heightOf(box)) <= MAX_SLIVER_WIDTH * lengthOf(box);
+
+  const { components } = connectedComponents(strength);
+  const others = components.filter((box) => !isSliver(box));
+  const kept = others.length > 0 ? others : components;
+  const largest = Math.max(...kept.map(({ mass }) => mass));
+  const isScrap = (box) => isAtEdge(box) && box.mass < MAX_SCRAP * largest;
+  return without(strength, (box) => isScrap(box) || (others.length > 0 && isSliver(box)));
+}
+
 // Return { strength, warnings }, or null if nothing stands out from the paper.
 function findInk(grey) {
   const { width, height } = grey;
@@ -549,11 +567,7 @@ function findInk(grey) {
   const warnings = [];
   if (lines.includes(1)) {
     warnings.push("printed lines were removed: check the digits that they crossed.");
-    const isScrap = ({ left, top, right, bottom, mass }, largest) => {
-      const touchesFrame = left === 0 || top === 0 || right === width || bottom === height;
-      return touchesFrame && mass < MAX_SCRAP * largest;
-    };
-    strength = without(strength, isScrap);
+    strength = dropScraps(strength);
   }
   if (longest({ values: edge, width, height }) >= MIN_INK_LENGTH * side) {
     warnings.push("something at the edge of the picture was left out.");

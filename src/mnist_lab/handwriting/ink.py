@@ -16,6 +16,7 @@ MIN_INK = 0.15  # of the median ink: fainter pixels are paper
 MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
 MIN_CONTACT = 0.7  # of its length lies along the picture's edge: this was not written
 MAX_SCRAP = 0.3  # of the ink of the largest component: beside a printed box, it is another box's
+MAX_SLIVER_WIDTH = 0.08  # of its length: a digit is wider than the rest of a tilted line
 MAX_BITMAP_SIDE = 32  # pixels: the strokes of a digit that fills a bitmap lie along its edges
 MIN_LENGTH = 0.03  # of the picture's longer side, and 5 pixels: shorter ink is no digit
 
@@ -139,12 +140,27 @@ def _find_at_edge(strength: np.ndarray, edge: np.ndarray) -> np.ndarray:
 
 
 def _drop_scraps(strength: np.ndarray) -> np.ndarray:
-    """Drop the smaller components at the picture's edge: the ink in neighbouring boxes."""
+    """Drop what stands beside printed lines at the picture's edge.
+
+    These are the smaller components, the ink in neighbouring boxes, and the slivers of tilted lines
+    that leave the picture.
+    """
     components, _ = ndimage.label(strength > 0, WITH_DIAGONALS)
     mass = np.bincount(components.ravel(), weights=strength.ravel())
-    is_scrap = mass < MAX_SCRAP * mass.max()
     is_at_edge = np.isin(np.arange(mass.size), _frame(components))
-    return np.where((is_scrap & is_at_edge)[components], 0, strength)
+    is_sliver = np.zeros(mass.size, bool)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
+        height = rows.stop - rows.start
+        width = columns.stop - columns.start
+        is_thin = min(height, width) <= MAX_SLIVER_WIDTH * max(height, width)
+        is_sliver[number] = is_at_edge[number] and is_thin
+
+    largest = mass[~is_sliver].max()
+    if largest == 0:  # slivers are all there is
+        largest = mass.max()
+        is_sliver[:] = False
+    is_scrap = is_at_edge & (mass < MAX_SCRAP * largest)
+    return np.where((is_scrap | is_sliver)[components], 0, strength)
 
 
 def _drop_specks(strength: np.ndarray) -> np.ndarray:
