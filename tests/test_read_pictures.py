@@ -387,12 +387,16 @@ def qr_code(random: np.random.Generator) -> np.ndarray:
 
 NO_DIGITS = {
     "W": drawn(40, 60, 95, 240, 150, 60, 205, 240, 260, 60),
-    "star": drawn(150, 30, 220, 250, 40, 110, 260, 110, 80, 250, 150, 30, 150, 250, 40, 180, 260, 180),
+    "star": drawn(
+        150, 30, 220, 250, 40, 110, 260, 110, 80, 250, 150, 30, 150, 250, 40, 180, 260, 180
+    ),
     "grid": grid(40),
     "table of crosses": grid(20),
     "QR code": qr_code(np.random.default_rng(0)),
     "coins": data.coins(),
-    "disc": np.where(np.hypot(*np.mgrid[-1.3:1.3:200j, -1.3:1.3:200j]) < 1, 20, 240).astype(np.uint8),
+    "disc": np.where(np.hypot(*np.mgrid[-1.3:1.3:200j, -1.3:1.3:200j]) < 1, 20, 240).astype(
+        np.uint8
+    ),
     "noise of bits": np.random.default_rng(0).integers(0, 2, (28, 28)).astype(np.uint8),
 }
 
@@ -404,7 +408,17 @@ def test_what_is_unlike_a_digit_is_told(model, name):
     assert any("too many strokes" in message for message in reading.warnings)
 
 
-OTHER_PICTURES = ("camera", "text", "page", "astronaut", "moon", "clock", "coffee", "brick", "grass")
+OTHER_PICTURES = (
+    "camera",
+    "text",
+    "page",
+    "astronaut",
+    "moon",
+    "clock",
+    "coffee",
+    "brick",
+    "grass",
+)
 
 
 @pytest.mark.parametrize("name", OTHER_PICTURES)

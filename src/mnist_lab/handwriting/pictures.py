@@ -136,7 +136,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _heic_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that the package pillow-heif adds, if it is installed."""
+    """Return Pillow's names of the formats that pillow-heif adds, if it is installed."""
     try:
         import pillow_heif
     except ImportError:

@@ -89,8 +89,8 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     digits.
 
     Args:
-        picture: A file's path (HEIC needs the extra `heic`), a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
-            uint8, uint16, bool, or float from 0 to 1.
+        picture: A file's path (HEIC needs the extra `heic`), a PIL image, or an array of shape
+            (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, bool, or float from 0 to 1.
 
     Raises:
         ValueError: The picture cannot be read or has no ink on it.
