@@ -228,6 +228,20 @@ def test_a_1_that_was_stretched_to_a_square_becomes_slender(mnist):
     assert int(ink.any(1).sum()) == 20
 
 
+def test_slivers_of_tilted_lines_are_no_digits(mnist):
+    for i in range(12):
+        ink = np.pad(enlarged(mnist.test.images[i])[::2, ::2], ((190, 234), (250, 330)))
+        picture = on_lines(
+            ink,
+            np.random.default_rng(i),
+            line_grey=130,
+            line_width=2,
+            squared=True,
+            degrees=2.8,
+        )
+        assert len(analyse(picture).digits) == 1
+
+
 def seven() -> np.ndarray:
     """Return the ink of a 7, 120x90."""
     ink = np.zeros((120, 90))
