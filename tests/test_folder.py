@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers import write_shapes
+from PIL import Image
 
 from mnist_lab.handwriting.folder import load_folder
 from mnist_mlp.evaluation import evaluate
@@ -51,6 +52,20 @@ def test_load_folder_split_depends_on_the_seed_alone(tmp_path):
 
     assert torch.equal(test.images, again.images)
     assert not torch.equal(test.images, other_seed.images)
+
+
+def test_load_folder_takes_heic_pictures(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()  # so that Pillow can save
+    folder = write_shapes(tmp_path / "marks", count=3)
+    expected = load_folder(folder).test.images
+    for path in list(folder.glob("*/*")):
+        Image.open(path).convert("RGB").save(path.with_suffix(".heic"), quality=95)
+        path.unlink()
+
+    images = load_folder(folder).test.images
+
+    assert (images.int() - expected.int()).abs().float().mean() < 4
 
 
 def test_load_folder_of_some_digits_has_all_ten_classes(tmp_path):

@@ -15,9 +15,13 @@ from PIL import Image
 from test_pad import RENDER
 from test_read_pictures import KINDS, enlarged
 
+<<<<<<< HEAD
 from mnist_lab.figures import explain
 from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
 from mnist_lab.handwriting.read import read as read_with_python
+=======
+from mnist_lab.handwriting.preprocess import analyse
+>>>>>>> wpictures
 from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -150,8 +154,7 @@ def read(page, pictures: list[np.ndarray]) -> list[PageReading]:
         const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
         context.drawImage(bitmap, 0, 0);
         const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
-        const { rows, warnings } = analyse(pixels);
-        const images = rows.flat().map(thickenAndCentre);
+        const { rows, images, warnings } = analyse(pixels);
         const probabilities = images.map((image) => [...predict(layers, image, MEAN, STD)]);
         answers.push({
           images: images.map((image) => [...image]),
@@ -184,11 +187,17 @@ def read_by_python(picture: np.ndarray) -> PageReading:
     try:
         analysed = analyse(picture)
     except ValueError:  # there is no ink
+<<<<<<< HEAD
         return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [], [])
     images = torch.stack([thicken_and_centre(digit.strength) for digit in analysed.digits])
     row_lengths = [len(row) for row in analysed.rows]
     boxes = [[digit.left, digit.top, digit.width, digit.height] for digit in analysed.digits]
     return PageReading(images, torch.empty(0, 10), boxes, row_lengths, analysed.warnings)
+=======
+        return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [])
+    row_lengths = [len(row) for row in analysed.rows]
+    return PageReading(analysed.images, torch.empty(0, 10), row_lengths, analysed.warnings)
+>>>>>>> wpictures
 
 
 def assert_same_reading(answer: PageReading, expected: PageReading) -> None:
@@ -635,7 +644,7 @@ def thin_bar(size: int, top: int, bottom: int) -> np.ndarray:
 BAD_PICTURES = {
     "black": (np.zeros((300, 300)), "There is no ink on the pad.", ""),
     "one pixel": (np.zeros((1, 1)), "There is no ink on the pad.", ""),
-    "two inks": (two_inks(), "This looks like 1", "The picture is transparent, and its white ink"),
+    "two inks": (two_inks(), "This looks like 1 1", ""),
     "5x5": (thin_bar(5, 1, 4), "This looks like", "The digits are only 3 pixels high"),
     "28x28": (thin_bar(28, 11, 17), "This looks like", "pixels high"),
     "thumbnail": (thin_bar(28, 4, 24), "This looks like 1", ""),

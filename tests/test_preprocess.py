@@ -1,5 +1,6 @@
 """A person's picture becomes what MNIST's makers would have made of it, or one clear error."""
 
+import sys
 import warnings
 import zlib
 from dataclasses import replace
@@ -102,6 +103,33 @@ def test_to_mnist_takes_photos_as_cameras_store_them(tmp_path):
 
     assert difference(to_mnist(tmp_path / "a.jpg"), to_mnist(SEVEN)) < 4
     assert difference(to_mnist(Image.open(tmp_path / "a.jpg")), to_mnist(SEVEN)) < 4
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_to_mnist_reads_heic_like_the_same_png(tmp_path, orientation):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()  # so that Pillow can save
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.fromarray(SEVEN).convert("RGB")
+    photo.save(tmp_path / "a.png", exif=exif)
+    Image.open(tmp_path / "a.png").save(tmp_path / "a.heic", quality=90)
+    upright = {1: SEVEN, 3: SEVEN[::-1, ::-1], 6: np.rot90(SEVEN, -1), 8: np.rot90(SEVEN)}
+
+    image = to_mnist(tmp_path / "a.heic")
+
+    assert difference(image, to_mnist(tmp_path / "a.png")) < 2
+    assert difference(image, to_mnist(upright[orientation].copy())) < 2
+
+
+@pytest.mark.parametrize("name", ["a.heic", "A.HEIF", "renamed.jpg"])
+def test_to_mnist_tells_what_heic_needs(tmp_path, monkeypatch, name):
+    start = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(12)
+    (tmp_path / name).write_bytes(start)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+
+    with pytest.raises(ValueError, match=rf"{name}.*pip install -e '\.\[heic\]'.*JPEG\.$"):
+        to_mnist(tmp_path / name)
 
 
 def test_to_mnist_reads_a_picture_of_100_megapixels(tmp_path):

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, few_or_all
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
+from skimage import data
 
 from mnist_lab.figures import explain
-from mnist_lab.handwriting.preprocess import segment_digits, to_mnist
+from mnist_lab.handwriting.preprocess import (
+    analyse,
+    is_unlike_a_digit,
+    segment_digits,
+    to_mnist,
+)
 from mnist_lab.handwriting.read import read
 from mnist_mlp import EnhancedNet, load_weights
 
@@ -110,16 +116,22 @@ def with_a_shadow(ink, random):
     return (photographed(sheet, random) * (1 - shadow)).round().astype(np.uint8)
 
 
-def as_bitmap(ink, side):
-    """Return a bitmap of 0 and 1 that the digit fills from top to bottom."""
+def as_bitmap(ink, side, stretched=False):
+    """Return a bitmap of 0 and 1 that the digit fills: from top to bottom, or the whole square."""
     box = Image.fromarray((255 * cropped(ink, 0)).astype(np.uint8))
-    width = max(1, round(side * box.width / box.height))
+    width = side if stretched else max(1, round(side * box.width / box.height))
     bits = np.asarray(box.resize((width, side), Image.Resampling.BOX)) > 127
     return bits.astype(np.uint8)
 
 
 def crop_case(margin):
     return lambda ink, random: photographed(cropped(ink, margin), random)
+
+
+def on_a_tilted_squared_sheet(ink, random):
+    """Return a digit on a large sheet: many lines leave it at its left or right edge."""
+    sheet = np.pad(ink, ((120, 250), (200, 300)))
+    return on_lines(sheet, random, line_grey=150, line_width=2, squared=True, degrees=2.5)
 
 
 def lines_case(line_grey, line_width, squared, degrees=0.0):
@@ -142,6 +154,9 @@ KINDS = {
     "shadow": with_a_shadow,
     "bitmap of 32": lambda ink, random: as_bitmap(ink, 32),
     "bitmap of 16": lambda ink, random: 255 * as_bitmap(ink, 16),
+    "stretched bitmap of 32": lambda ink, random: as_bitmap(ink, 32, stretched=True),
+    "stretched bitmap of 16": lambda ink, random: 255 - 255 * as_bitmap(ink, 16, stretched=True),
+    "tilted squared sheet": on_a_tilted_squared_sheet,
     "lined, tilted": lines_case(160, 3, False, 1.5),
     "squared, tilted": lines_case(160, 3, True, -1.5),
 }
@@ -191,6 +206,40 @@ def test_a_1_that_fills_the_picture_is_read(mnist, model, is_bright):
     for i, image in enumerate(ones):
         picture = photographed(cropped(enlarged(image), 0), np.random.default_rng(i))
         assert read(model, 255 - picture if is_bright else picture).text == "1"
+
+
+@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("stretched", [False, True])
+def test_the_ink_of_a_bitmap_is_neither_inverted_nor_cut(mnist, side, stretched):
+    for image in mnist.test.images[:100]:
+        ink = as_bitmap(enlarged(image), side, stretched)
+        for picture in (255 * ink, 255 - 255 * ink):
+            np.testing.assert_array_equal(analyse(picture).ink.strength > 0, ink == 1)
+
+
+def test_a_1_that_was_stretched_to_a_square_becomes_slender(mnist):
+    picture = np.zeros((16, 16), np.uint8)
+    for row in range(16):
+        picture[row, 4 - row // 4 : 16 - row // 4] = 255
+
+    ink = to_mnist(picture) > 127
+
+    assert int(ink.sum(1).max()) <= 6
+    assert int(ink.any(1).sum()) == 20
+
+
+def test_slivers_of_tilted_lines_are_no_digits(mnist):
+    for i in range(12):
+        ink = np.pad(enlarged(mnist.test.images[i])[::2, ::2], ((190, 234), (250, 330)))
+        picture = on_lines(
+            ink,
+            np.random.default_rng(i),
+            line_grey=130,
+            line_width=2,
+            squared=True,
+            degrees=2.8,
+        )
+        assert len(analyse(picture).digits) == 1
 
 
 def seven() -> np.ndarray:
@@ -326,6 +375,95 @@ def test_explain_draws_each_stage_and_the_doubt():
     assert "lines" in figure.get_supxlabel()
 
 
+def drawn(*points: float) -> np.ndarray:
+    """Return a picture of one line along the points."""
+    picture = Image.new("L", (300, 300), 255)
+    ImageDraw.Draw(picture).line(points, 0, 10, joint="curve")
+    return np.asarray(picture)
+
+
+def grid(step: int) -> np.ndarray:
+    picture = np.full((300, 300), 255, np.uint8)
+    for position in range(50, 251, step):
+        picture[position - 3 : position + 3, 47:253] = 0
+        picture[47:253, position - 3 : position + 3] = 0
+    return picture
+
+
+def qr_code(random: np.random.Generator) -> np.ndarray:
+    bits = random.integers(0, 2, (25, 25))
+    for top, left in ((0, 0), (0, 18), (18, 0)):
+        bits[top : top + 7, left : left + 7] = 1
+        bits[top + 1 : top + 6, left + 1 : left + 6] = 0
+        bits[top + 2 : top + 5, left + 2 : left + 5] = 1
+    return (255 - 255 * np.kron(np.pad(bits, 4), np.ones((8, 8)))).astype(np.uint8)
+
+
+NO_DIGITS = {
+    "W": drawn(40, 60, 95, 240, 150, 60, 205, 240, 260, 60),
+    "star": drawn(
+        150, 30, 220, 250, 40, 110, 260, 110, 80, 250, 150, 30, 150, 250, 40, 180, 260, 180
+    ),
+    "grid": grid(40),
+    "table of crosses": grid(20),
+    "QR code": qr_code(np.random.default_rng(0)),
+    "coins": data.coins(),
+    "disc": np.where(np.hypot(*np.mgrid[-1.3:1.3:200j, -1.3:1.3:200j]) < 1, 20, 240).astype(
+        np.uint8
+    ),
+    "noise of bits": np.random.default_rng(0).integers(0, 2, (28, 28)).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", NO_DIGITS)
+def test_what_is_unlike_a_digit_is_told(model, name):
+    reading = read(model, NO_DIGITS[name])
+
+    assert any("too many strokes" in message for message in reading.warnings)
+
+
+OTHER_PICTURES = (
+    "camera",
+    "text",
+    "page",
+    "astronaut",
+    "moon",
+    "clock",
+    "coffee",
+    "brick",
+    "grass",
+)
+
+
+@pytest.mark.parametrize("name", OTHER_PICTURES)
+def test_a_picture_of_something_else_is_doubted_or_refused(model, name):
+    try:
+        reading = read(model, getattr(data, name)())
+    except ValueError as error:
+        assert "no ink" in str(error)  # noqa: PT017
+        return
+
+    assert reading.warnings
+
+
+@pytest.mark.parametrize("count", few_or_all(500, 10_000))
+def test_mnists_digits_are_not_taken_for_something_else(mnist, count):
+    n_unlike = sum(is_unlike_a_digit(image) for image in mnist.test.images[:count])
+
+    assert n_unlike <= 0.001 * count
+
+
+@pytest.mark.parametrize("grey", [0, 110])
+def test_transparent_strokes_of_two_colours_are_both_read(model, grey):
+    picture = np.zeros((200, 300, 4), np.uint8)
+    picture[30:170, 60:76] = (grey, grey, grey, 255)
+    picture[30:170, 220:236] = 255
+
+    reading = read(model, picture)
+
+    assert reading.text == "11"
+
+
 HOPELESS = {
     "black": np.zeros((200, 200), np.uint8),
     "white": np.full((5, 5), 255, np.uint8),
@@ -338,6 +476,15 @@ HOPELESS = {
 def test_a_picture_without_ink_is_refused(model, name):
     with pytest.raises(ValueError, match="no ink"):
         read(model, HOPELESS[name])
+
+
+def test_a_pattern_is_refused(model):
+    dots = np.zeros((12, 12))
+    dots[3:9, 3:9] = 1
+    pattern = photographed(np.tile(dots, (40, 40)), np.random.default_rng(0))
+
+    with pytest.raises(ValueError, match="no handwriting"):
+        read(model, pattern)
 
 
 @pytest.mark.parametrize("seed", range(20))

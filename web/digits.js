@@ -17,6 +17,8 @@ const MIN_INK = 0.15; // of the median ink: fainter pixels are paper
 const MIN_COMPONENT = 0.05; // of the ink of the largest component: smaller ones are specks
 const MIN_CONTACT = 0.7; // of its length lies along the picture's edge: this was not written
 const MAX_SCRAP = 0.3; // of the ink of the largest component: beside a printed box, it is another's
+const MAX_SLIVER_WIDTH = 0.08; // of its length: a digit is wider than the rest of a tilted line
+const MAX_BITMAP_SIDE = 32; // pixels: the strokes of a digit that fills a bitmap lie along its edges
 const MIN_INK_LENGTH = 0.03; // of the picture's longer side, and 5 pixels: shorter ink is no digit
 
 const MIN_SIDE = 40; // pixels: in a smaller picture a line cannot be told from a stroke
@@ -28,7 +30,16 @@ const MAX_LINE_WIDTH = 0.06; // of the picture's shorter side
 const MAX_SINGLE_LINE_WIDTH = 0.035; // the same for a line that has no other beside or across it
 const NEAR = 0.04; // of the picture's longer side: how far lines that meet may miss each other
 
+const MAX_HOLES = 3; // of two pixels or more: a digit has two, and a pen leaves another one
+const MAX_CROSSED_ROWS = 2; // with four strokes or more side by side, as a W has
+const MAX_CROSSED_COLUMNS = 1; // with five strokes or more above each other
+const MAX_STROKES = 88; // crossed by all rows and columns together
+const MAX_INK = 260; // pixels of the 28x28
+const MAX_STROKE_WIDTH = 6.3; // pixels of the 28x28
 const MIN_STROKE_WIDTH = 1.5; // pixels of the 20x20: MNIST's strokes are two to three wide
+const MIN_SOLID = 0.84; // of the ink's span in the rows, and in the columns, where a 1 was stretched
+const MIN_STRETCHED_WIDTH = 0.3; // of its height: no pen's 1 is as wide
+const BAR_WIDTH = 0.15; // of its height: a 1 as MNIST has it
 const MIN_OVERLAP = 0.4; // of the narrower box's width: boxes that overlap more are one digit
 const MIN_FULL_SIZE = 0.5; // of the usual height and length: a smaller box is a part of a digit
 const MIN_ROW_OVERLAP = 0.4; // of the lower box's height: boxes that overlap less are in two rows
@@ -251,13 +262,25 @@ function paperBesideABar({ values, width, height }) {
 
   const bright = maskOf(values, (value) => value - low > threshold);
   const dark = bright.map((value) => 1 - value);
-  const brightBar = shareOfRowsWithOneRun(bright, width, height) >= MIN_BAR;
+  let brightBar = shareOfRowsWithOneRun(bright, width, height) >= MIN_BAR;
   const darkBar = shareOfRowsWithOneRun(dark, width, height) >= MIN_BAR;
-  if (brightBar === darkBar) return null;
+  if (!brightBar && !darkBar) return null;
+  if (brightBar && darkBar) {
+    // The paper, too, is on one side of the ink in nearly each row: look at the corners.
+    const brightCornerCount = corners({ values: bright, width, height }).filter(Boolean).length;
+    if (brightCornerCount === 2) return null;
+    brightBar = brightCornerCount < 2;
+  }
   const paper = brightBar ? dark : bright;
   const level = median(values.filter((_, i) => paper[i]));
   const brightness = new Float64Array(values.length).fill(level);
   return { brightness, noise: 0, inkIsBrighter: brightBar };
+}
+
+// Return the values at the four corners of a picture.
+function corners({ values, width, height }) {
+  const last = width * (height - 1);
+  return [values[0], values[width - 1], values[last], values[last + width - 1]];
 }
 
 function shareOfRowsWithOneRun(mask, width, height) {
@@ -337,8 +360,24 @@ function findPaper(grey, ignored) {
 
   // Ink is far from the paper, so the sum of the cubes has its sign.
   const cubes = residuals.reduce((sum, value) => sum + value * value * value, 0);
+  let inkIsBrighter = cubes > 0;
+
+  // In a bitmap the paper is exactly one of the two values.
+  let low = 1;
+  let high = 0;
+  values.forEach((value, i) => {
+    if (ignored[i]) return;
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  });
+  if (low < high && values.every((value) => value === low || value === high)) {
+    const brightCornerCount = corners(grey).filter((value) => value === high).length;
+    if (brightCornerCount !== 2) inkIsBrighter = brightCornerCount < 2;
+    const brightness = new Float64Array(values.length).fill(inkIsBrighter ? low : high);
+    return { brightness, noise: 0, inkIsBrighter };
+  }
   const noise = 1.5 * median(residuals.filter((_, i) => isPaper[i]).map(Math.abs));
-  return { brightness: evaluate(surface, us, vs), noise, inkIsBrighter: cubes > 0 };
+  return { brightness: evaluate(surface, us, vs), noise, inkIsBrighter };
 }
 
 // Return the surface at each pixel.
@@ -478,6 +517,23 @@ function without(strength, isDropped) {
   return { ...strength, values };
 }
 
+// Return the ink without what stands beside printed lines at the picture's edge: ink in neighbouring
+// boxes, and the slivers of tilted lines that leave the picture.
+function dropScraps(strength) {
+  const { width, height } = strength;
+  const isAtEdge = ({ left, top, right, bottom }) =>
+    left === 0 || top === 0 || right === width || bottom === height;
+  const isSliver = (box) => isAtEdge(box)
+    && Math.min(widthOf(box), heightOf(box)) <= MAX_SLIVER_WIDTH * lengthOf(box);
+
+  const { components } = connectedComponents(strength);
+  const others = components.filter((box) => !isSliver(box));
+  const kept = others.length > 0 ? others : components;
+  const largest = Math.max(...kept.map(({ mass }) => mass));
+  const isScrap = (box) => isAtEdge(box) && box.mass < MAX_SCRAP * largest;
+  return without(strength, (box) => isScrap(box) || (others.length > 0 && isSliver(box)));
+}
+
 // Return { strength, paper, lines, edge, small, warnings }, or null if nothing stands out from the
 // paper. `lines`, `edge` and `small` are masks of what was dropped; `small` has specks, and beside
 // printed lines the ink of neighbouring boxes.
@@ -491,6 +547,7 @@ function findInk(grey) {
   if (strength === null) return null;
 
   const idle = new Set(); // steps that changed nothing since the last change
+  if (side <= MAX_BITMAP_SIDE && new Set(grey.values).size === 2) idle.add("edge");
   for (const step of ["lines", "edge", "edge", "edge", "lines"]) {
     if (idle.has(step)) continue;
     idle.add(step);
@@ -517,11 +574,7 @@ function findInk(grey) {
   const warnings = [];
   if (lines.includes(1)) {
     warnings.push("printed lines were removed: check the digits that they crossed.");
-    const isScrap = ({ left, top, right, bottom, mass }, largest) => {
-      const touchesFrame = left === 0 || top === 0 || right === width || bottom === height;
-      return touchesFrame && mass < MAX_SCRAP * largest;
-    };
-    strength = without(strength, isScrap);
+    strength = dropScraps(strength);
   }
   if (longest({ values: edge, width, height }) >= MIN_INK_LENGTH * side) {
     warnings.push("something at the edge of the picture was left out.");
@@ -810,9 +863,14 @@ function distanceBetween(first, second) {
 // a mask of the small marks that belong to no digit. A digit is a grey image, and has the place of
 // its box in the picture: `left` and `top`. With too many components there are no rows.
 function findDigits(strength) {
-  const { labelMap, components } = connectedComponents(strength);
+  let { labelMap, components } = connectedComponents(strength);
   if (components.length > MAX_COMPONENTS) {
     return { rows: [], marks: new Uint8Array(labelMap.length), warnings: [] };
+  }
+  if (Math.max(strength.width, strength.height) < 2 * MIN_HEIGHT) {
+    // Too small for two digits: all ink is of one.
+    labelMap = labelMap.map((label) => Math.min(label, 1));
+    components = [joined(components)];
   }
 
   const { full, parts } = fullAndParts(components);
@@ -837,6 +895,18 @@ function findDigits(strength) {
     warnings.push("some digits seem to touch: check them, or write them further apart.");
   }
   return { rows, marks, warnings };
+}
+
+// Return several components as one.
+function joined(components) {
+  return {
+    label: 1,
+    top: Math.min(...components.map(({ top }) => top)),
+    bottom: Math.max(...components.map(({ bottom }) => bottom)),
+    left: Math.min(...components.map(({ left }) => left)),
+    right: Math.max(...components.map(({ right }) => right)),
+    mass: components.reduce((sum, { mass }) => sum + mass, 0),
+  };
 }
 
 function fullAndParts(boxes) {
@@ -1077,6 +1147,43 @@ function strokeWidth({ values, width, height }) {
   return 2 * area / Math.max(1, perimeter);
 }
 
+// Return a 1 that was stretched to fill a square bitmap as slender as it was; other digits unchanged.
+function heightenStretchedBar(digit) {
+  const { width, height } = digit;
+  if (Math.max(width, height) > MAX_BITMAP_SIDE) return digit;
+
+  const solid = { values: maskOf(digit.values, (value) => value > 0.5), width, height };
+  const runs = [];
+  for (let y = 0; y < height; y++) {
+    const row = solid.values.subarray(y * width, (y + 1) * width);
+    runs.push(row.reduce((sum, value) => sum + value, 0));
+  }
+  const barWidth = median(runs);
+  if (barWidth < MIN_STRETCHED_WIDTH * height) return digit;
+  if (shareOfRowsWithOneRun(solid.values, width, height) < MIN_BAR) return digit;
+  if (Math.min(shareOfSpans(solid), shareOfSpans(transpose(solid))) < MIN_SOLID) return digit;
+
+  const times = roundHalfToEven(barWidth / (BAR_WIDTH * height));
+  const values = new Float64Array(times * width * height);
+  for (let y = 0; y < times * height; y++) {
+    const source = Math.floor(y / times) * width;
+    values.set(digit.values.subarray(source, source + width), y * width);
+  }
+  return { ...digit, values, height: times * height };
+}
+
+// Return how much of the rows' spans, from their first to their last pixel, a mask fills.
+function shareOfSpans({ values, width, height }) {
+  let area = 0;
+  let spans = 0;
+  for (let y = 0; y < height; y++) {
+    const row = values.subarray(y * width, (y + 1) * width);
+    area += row.reduce((sum, value) => sum + value, 0);
+    if (row.includes(1)) spans += row.lastIndexOf(1) - row.indexOf(1) + 1;
+  }
+  return area / Math.max(1, spans);
+}
+
 // Make a thin pen's strokes as wide as MNIST's thinnest.
 function thicken(digit) {
   const longerSide = Math.max(digit.width, digit.height);
@@ -1187,10 +1294,72 @@ function centre(digit) {
 
 // Return a digit as the network sees it, 784 bytes.
 function thickenAndCentre(digit) {
-  return centre(thicken(digit));
+  return centre(thicken(heightenStretchedBar(digit)));
 }
 
-// Return { grey, ink, rows, marks, warnings }: a picture and what the three steps found in it.
+// Tell whether an image of 28x28 bytes has more strokes, holes or ink than a digit.
+function isUnlikeADigit(image) {
+  const side = 30; // with a rim of paper
+  const isInk = new Uint8Array(side * side);
+  image.forEach((value, i) => {
+    if (value > 127) isInk[(Math.floor(i / 28) + 1) * side + i % 28 + 1] = 1;
+  });
+
+  let inkCount = 0;
+  let edgeCount = 0;
+  let crossedRows = 0;
+  let crossedColumns = 0;
+  for (let i = 0; i < side; i++) {
+    let edgesInRow = 0;
+    let edgesInColumn = 0;
+    for (let j = 0; j < side; j++) {
+      inkCount += isInk[i * side + j];
+      if (j === 0) continue;
+      if (isInk[i * side + j] !== isInk[i * side + j - 1]) edgesInRow++;
+      if (isInk[j * side + i] !== isInk[(j - 1) * side + i]) edgesInColumn++;
+    }
+    edgeCount += edgesInRow + edgesInColumn;
+    if (edgesInRow >= 8) crossedRows++;
+    if (edgesInColumn >= 10) crossedColumns++;
+  }
+  return countHoles(isInk, side) > MAX_HOLES
+    || crossedRows > MAX_CROSSED_ROWS
+    || crossedColumns > MAX_CROSSED_COLUMNS
+    || edgeCount > 2 * MAX_STROKES
+    || inkCount > MAX_INK
+    || 2 * inkCount > MAX_STROKE_WIDTH * edgeCount;
+}
+
+// Return the number of holes of two pixels or more in a square mask with a rim of paper. Paper is
+// connected along the sides of its pixels only.
+function countHoles(isInk, side) {
+  const isSeen = isInk.slice();
+  let count = -1; // the paper around the digit is no hole
+  for (let start = 0; start < isSeen.length; start++) {
+    if (isSeen[start]) continue;
+    isSeen[start] = 1;
+    const stack = [start];
+    let size = 0;
+    while (stack.length > 0) {
+      const pixel = stack.pop();
+      const x = pixel % side;
+      size++;
+      const neighbours = [pixel - side, pixel + side];
+      if (x > 0) neighbours.push(pixel - 1);
+      if (x < side - 1) neighbours.push(pixel + 1);
+      for (const neighbour of neighbours) {
+        if (isSeen[neighbour] !== 0) continue; // `undefined` is outside the mask
+        isSeen[neighbour] = 1;
+        stack.push(neighbour);
+      }
+    }
+    if (size >= 2) count++;
+  }
+  return count;
+}
+
+// Return { grey, ink, rows, marks, images, warnings }: a picture, what the three steps found in it,
+// and what the network sees of the digits, in reading order.
 // Without ink, `ink` and `marks` are null and there are no rows. There are none either if the
 // picture shows a pattern.
 //
@@ -1198,16 +1367,25 @@ function thickenAndCentre(digit) {
 function analyse(picture, enlargement = 1) {
   const grey = readGrey(picture);
   const ink = findInk(grey);
-  if (ink === null) return { grey, ink, rows: [], marks: null, warnings: [] };
+  if (ink === null) return { grey, ink, rows: [], marks: null, images: [], warnings: [] };
 
   const { rows, marks, warnings } = findDigits(ink.strength);
-  if (rows.length === 0) return { grey, ink, rows, marks, warnings: [] };
+  if (rows.length === 0) return { grey, ink, rows, marks, images: [], warnings: [] };
 
   const messages = [...ink.warnings, ...warnings];
+  const images = rows.flat().map(thickenAndCentre);
+  const unlikeCount = images.filter(isUnlikeADigit).length;
+  if (unlikeCount > 0 && images.length === 1) {
+    messages.push("this may be no digit: it has too many strokes or too much ink.");
+  } else if (unlikeCount > 0) {
+    messages.push(`${unlikeCount} of the ${images.length} marks may be no digits: `
+      + "they have too many strokes or too much ink.");
+  }
+
   const highest = Math.max(...rows.flat().map((digit) => digit.height));
   const height = Math.max(1, roundHalfToEven(highest / enlargement));
   if (height < MIN_HEIGHT) {
     messages.push(`the digits are only ${height} pixels high: take the picture from nearer.`);
   }
-  return { grey, ink, rows, marks, warnings: messages };
+  return { grey, ink, rows, marks, images, warnings: messages };
 }

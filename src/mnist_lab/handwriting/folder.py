@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mnist_lab.handwriting.pictures import HEIC_SUFFIXES
 from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset, Splits, stratified_split
 
@@ -80,7 +81,7 @@ def _read_classes(path: Path, minimum: int) -> ImageDataset:
         )
 
     # A picture that lies beside the folders has no class. Other files, such as notes, may be there.
-    picture_suffixes = Image.registered_extensions()
+    picture_suffixes = {*Image.registered_extensions(), *HEIC_SUFFIXES}
     for file in _visible(path):
         if file.is_file() and file.suffix.lower() in picture_suffixes:
             raise ValueError(

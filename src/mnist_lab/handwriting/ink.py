@@ -16,6 +16,8 @@ MIN_INK = 0.15  # of the median ink: fainter pixels are paper
 MIN_COMPONENT = 0.05  # of the ink of the largest component: smaller ones are specks
 MIN_CONTACT = 0.7  # of its length lies along the picture's edge: this was not written
 MAX_SCRAP = 0.3  # of the ink of the largest component: beside a printed box, it is another box's
+MAX_SLIVER_WIDTH = 0.08  # of its length: a digit is wider than the rest of a tilted line
+MAX_BITMAP_SIDE = 32  # pixels: the strokes of a digit that fills a bitmap lie along its edges
 MIN_LENGTH = 0.03  # of the picture's longer side, and 5 pixels: shorter ink is no digit
 
 
@@ -34,7 +36,8 @@ def find_ink(grey: np.ndarray) -> Ink | None:
     """Return the ink of a picture, or None if nothing stands out from the paper.
 
     Printed lines are dropped, and what lies along the edge of the picture, such as a strip of the
-    table, while other ink is left. The paper is then fitted again. Specks are dropped.
+    table, while other ink is left. The paper is then fitted again. Specks are dropped. In a small
+    bitmap nothing is dropped at the edge: a digit fills it.
 
     Args:
         grey: The picture's brightness from 0 to 1, float64 of shape (H, W).
@@ -48,6 +51,8 @@ def find_ink(grey: np.ndarray) -> Ink | None:
 
     # What lies at the edge can hide lines, and a shadow's rim appears when the shadow is dropped.
     idle = set()  # steps that changed nothing since the last change
+    if max(grey.shape) <= MAX_BITMAP_SIDE and np.unique(grey).size == 2:
+        idle.add("edge")
     for step in ("lines", "edge", "edge", "edge", "lines"):
         if step in idle:
             continue
@@ -135,12 +140,27 @@ def _find_at_edge(strength: np.ndarray, edge: np.ndarray) -> np.ndarray:
 
 
 def _drop_scraps(strength: np.ndarray) -> np.ndarray:
-    """Drop the smaller components at the picture's edge: the ink in neighbouring boxes."""
+    """Drop what stands beside printed lines at the picture's edge.
+
+    These are the smaller components, the ink in neighbouring boxes, and the slivers of tilted lines
+    that leave the picture.
+    """
     components, _ = ndimage.label(strength > 0, WITH_DIAGONALS)
     mass = np.bincount(components.ravel(), weights=strength.ravel())
-    is_scrap = mass < MAX_SCRAP * mass.max()
     is_at_edge = np.isin(np.arange(mass.size), _frame(components))
-    return np.where((is_scrap & is_at_edge)[components], 0, strength)
+    is_sliver = np.zeros(mass.size, bool)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
+        height = rows.stop - rows.start
+        width = columns.stop - columns.start
+        is_thin = min(height, width) <= MAX_SLIVER_WIDTH * max(height, width)
+        is_sliver[number] = is_at_edge[number] and is_thin
+
+    largest = mass[~is_sliver].max()
+    if largest == 0:  # slivers are all there is
+        largest = mass.max()
+        is_sliver[:] = False
+    is_scrap = is_at_edge & (mass < MAX_SCRAP * largest)
+    return np.where((is_scrap | is_sliver)[components], 0, strength)
 
 
 def _drop_specks(strength: np.ndarray) -> np.ndarray:

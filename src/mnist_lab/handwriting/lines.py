@@ -134,12 +134,14 @@ def _ink_on_path(is_ink: np.ndarray, path: np.ndarray) -> np.ndarray:
     """Return for each x the y of the ink that is nearest to the path, or -1 if none is near."""
     height, width = is_ink.shape
     x = np.arange(width)
-    nearest = np.full(width, -1)
-    for distance in range(_radius(is_ink.shape) + 1):
-        for y in (path + distance, path - distance):
-            hits = (nearest < 0) & (y >= 0) & (y < height) & is_ink[np.clip(y, 0, height - 1), x]
-            nearest[hits] = y[hits]
-    return nearest
+    offsets = [0]  # the nearest first
+    for distance in range(1, _radius(is_ink.shape) + 1):
+        offsets += [distance, -distance]
+    y = path + np.array(offsets)[:, None]
+    is_hit = (y >= 0) & (y < height)
+    is_hit &= is_ink[y.clip(0, height - 1), x]
+    nearest = y[is_hit.argmax(axis=0), x]
+    return np.where(is_hit.any(axis=0), nearest, -1)
 
 
 def _follow(

@@ -35,7 +35,7 @@ def find_paper(grey: np.ndarray, ignored: np.ndarray) -> Paper:
 
     Where ink fills the picture, it is no minority. A plane through the picture's rim then explains
     more of the picture, and the surface is fitted again to the pixels that are near it. Beside a 1
-    that fills a tall picture, the paper has one brightness.
+    that fills a tall picture, the paper has one brightness, and so it has in a bitmap.
 
     Args:
         grey: The picture's brightness from 0 to 1, float64 of shape (H, W).
@@ -94,6 +94,15 @@ def find_paper(grey: np.ndarray, ignored: np.ndarray) -> Paper:
 
     # Ink is far from the paper, so the sum of the cubes has its sign.
     ink_is_brighter = bool((residuals**3).sum() > 0)
+    # In a bitmap the paper is exactly one of the two values.
+    low = grey[~ignored].min(initial=1)
+    high = grey[~ignored].max(initial=0)
+    if low < high and ((grey == low) | (grey == high)).all():
+        n_bright_corners = int((_corners(grey) == high).sum())
+        if n_bright_corners != 2:
+            ink_is_brighter = n_bright_corners < 2
+        level = low if ink_is_brighter else high
+        return Paper(np.full(grey.shape, level), 0.0, ink_is_brighter)
     noise = 1.5 * float(np.median(np.abs(residuals[is_paper])))
     return Paper(_evaluate(surface, us, vs), noise, ink_is_brighter)
 
@@ -190,15 +199,26 @@ def _paper_beside_a_bar(grey: np.ndarray) -> Paper | None:
         return None
 
     is_bright = grey - low > threshold
-    bright_bar = _share_of_rows_with_one_run(is_bright) >= MIN_BAR
-    dark_bar = _share_of_rows_with_one_run(~is_bright) >= MIN_BAR
-    if bright_bar == dark_bar:
+    bright_bar = share_of_rows_with_one_run(is_bright) >= MIN_BAR
+    dark_bar = share_of_rows_with_one_run(~is_bright) >= MIN_BAR
+    if not bright_bar and not dark_bar:
         return None
+    if bright_bar and dark_bar:
+        # The paper, too, is on one side of the ink in nearly each row: look at the corners.
+        n_bright_corners = int(_corners(is_bright).sum())
+        if n_bright_corners == 2:
+            return None
+        bright_bar = n_bright_corners < 2
     level = np.median(grey[is_bright != bright_bar])
     return Paper(np.full(grey.shape, level), 0.0, bright_bar)
 
 
-def _share_of_rows_with_one_run(mask: np.ndarray) -> float:
+def _corners(values: np.ndarray) -> np.ndarray:
+    """Return the values at the four corners of a picture."""
+    return values[[0, 0, -1, -1], [0, -1, 0, -1]]
+
+
+def share_of_rows_with_one_run(mask: np.ndarray) -> float:
     """Return the share of the rows in which all pixels of the mask stand together."""
     changes = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(int), axis=1)
     runs_in_row = (changes > 0).sum(axis=1)

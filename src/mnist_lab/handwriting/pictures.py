@@ -3,12 +3,16 @@
 import math
 import warnings
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+HEIC_SUFFIXES = (".heic", ".heif")  # photos of an iPhone: an extra package opens them
+HEIC_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1")  # where the contents of such a file begin
 MAX_PIXELS = 2**27  # 134 million: more than a camera has, less than a decompression bomb
 WORK_SIDE = 640  # pixels: larger pictures are reduced first
 MIN_CONTRAST = 0.06  # of the whole scale: a picture with less is empty
@@ -33,7 +37,7 @@ def read_reduced(picture: Picture) -> tuple[np.ndarray, int]:
     if isinstance(picture, (str, PathLike)):
         picture = _open_file(picture)
     elif isinstance(picture, Image.Image):
-        picture = ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
     else:
         picture = _from_array(picture)
 
@@ -76,12 +80,16 @@ def _flatten(picture: Image.Image) -> np.ndarray:
         return np.asarray(picture.convert("L")) / 255
 
     picture = picture.convert("RGBA")
-    for paper in ("white", "black"):  # black where white would hide white ink
+    opacity = np.asarray(picture)[:, :, 3] / 255
+    strokes, count = ndimage.label(opacity > 0.5, np.ones((3, 3)))
+    for brightness, paper in ((1, "white"), (0, "black")):  # black where white would hide white ink
         sheet = Image.new("RGBA", picture.size, paper)
         grey = np.asarray(Image.alpha_composite(sheet, picture).convert("L")) / 255
-        if np.ptp(grey) >= MIN_CONTRAST:
-            break
-    return grey
+        contrast = ndimage.median(np.abs(grey - brightness), strokes, range(1, count + 1))
+        if np.ptp(grey) >= MIN_CONTRAST and (np.asarray(contrast) >= MIN_CONTRAST).all():
+            return grey
+    # Either paper would hide some of the strokes: all that is not transparent is ink.
+    return 1 - opacity
 
 
 def _open_file(path: str | PathLike) -> Image.Image:
@@ -89,18 +97,25 @@ def _open_file(path: str | PathLike) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(path, formats=(*FORMATS, *_heic_formats())) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ValueError(
                         f"{path} has {picture.width:,} x {picture.height:,} pixels, "
                         f"expected at most {MAX_PIXELS:,} in all."
                     )
-                # In an MPO file the first frame is the photo and the second a preview.
+                # In an MPO file the first frame is the photo and the second a preview; in a HEIC
+                # file Pillow starts with the frame that the camera calls the photo.
                 frames = getattr(picture, "n_frames", 1)
-                if frames > 1 and picture.format != "MPO":
+                if frames > 1 and picture.format not in ("MPO", "HEIF"):
                     raise ValueError(f"{path} has {frames} frames, expected one picture.")
-                return ImageOps.exif_transpose(picture)
+                picture.load()
+                return _upright(picture)
     except UnidentifiedImageError as error:
+        if not _heic_formats() and _is_heic(path):
+            raise ValueError(
+                f"{path} is a HEIC picture, which needs an extra: pip install -e '.[heic]', "
+                "or save it as JPEG."
+            ) from error
         raise ValueError(
             f"{path} is not a picture: expected one of {', '.join(FORMATS)}."
         ) from error
@@ -112,6 +127,30 @@ def _open_file(path: str | PathLike) -> Image.Image:
         raise  # these say clearly what is wrong
     except Exception as error:  # Pillow's decoders raise errors of every class on damaged files
         raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return a picture as the camera was held. Only a turned one is copied: it may be large."""
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return picture if orientation == 1 else ImageOps.exif_transpose(picture)
+
+
+def _heic_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that pillow-heif adds, if it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ()
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def _is_heic(path: str | PathLike) -> bool:
+    """Tell by its name or its contents whether a file is a HEIC picture."""
+    if Path(path).suffix.lower() in HEIC_SUFFIXES:
+        return True
+    with open(path, "rb") as file:
+        return file.read(12)[4:] in HEIC_BRANDS
 
 
 def _from_array(values: np.ndarray | torch.Tensor) -> Image.Image:

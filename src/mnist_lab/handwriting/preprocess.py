@@ -16,13 +16,23 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from mnist_lab.handwriting.ink import Ink, find_ink
-from mnist_lab.handwriting.paper import WITH_DIAGONALS
+from mnist_lab.handwriting.ink import MAX_BITMAP_SIDE, Ink, find_ink
+from mnist_lab.handwriting.paper import MIN_BAR, WITH_DIAGONALS, share_of_rows_with_one_run
 from mnist_lab.handwriting.pictures import Picture, read_reduced
 from mnist_mlp.datasets import centre_digit
 
 MIN_HEIGHT = 10  # pixels of the reduced picture: the strokes of lower digits run together
+MAX_HOLES = 3  # of two pixels or more of the 28x28: a digit has two, and a pen leaves another one
+MAX_CROSSED_ROWS = 2  # with four strokes or more side by side, as a W has
+MAX_CROSSED_COLUMNS = 1  # with five strokes or more above each other
+MAX_STROKES = 88  # crossed by all rows and columns together
+MAX_INK = 260  # pixels of the 28x28
+MAX_STROKE_WIDTH = 6.3  # pixels of the 28x28
 MIN_STROKE_WIDTH = 1.5  # pixels of the 20x20: MNIST's strokes are two to three wide
+MIN_SOLID = 0.84  # of the ink's span in the rows, and in the columns, where a 1 was stretched
+MIN_STRETCHED_WIDTH = 0.3  # of its height: no pen's 1 is as wide
+BAR_WIDTH = 0.15  # of its height: a 1 as MNIST has it
+MAX_COMPONENTS = 500  # a picture with more shows a pattern: to read it all would take minutes
 MIN_OVERLAP = 0.4  # of the narrower box's width: boxes that overlap more are one digit
 MIN_FULL_SIZE = 0.5  # of the usual height and length: a smaller box is a part of a digit
 MIN_ROW_OVERLAP = 0.4  # of the lower box's height: boxes that overlap less are in two rows
@@ -62,6 +72,7 @@ class Page:
     reduction: int  # pixels of the picture along a side of one pixel of `grey`
     ink: Ink
     rows: list[list[Digit]]  # from the top; in each row from left to right
+    images: torch.Tensor  # the digits as the network sees them, uint8 of shape (N, 28, 28)
     warnings: list[str]  # a sentence for each reason to doubt the digits
 
     @property
@@ -79,8 +90,8 @@ def to_mnist(picture: Picture) -> torch.Tensor:
     digits.
 
     Args:
-        picture: A file's path, a PIL image, or an array of shape (H, W), (H, W, 3) or (H, W, 4):
-            uint8, uint16, bool, or float from 0 to 1.
+        picture: A file's path (HEIC needs the extra `heic`), a PIL image, or an array of shape
+            (H, W), (H, W, 3) or (H, W, 4): uint8, uint16, bool, or float from 0 to 1.
 
     Raises:
         ValueError: The picture cannot be read or has no ink on it.
@@ -125,7 +136,7 @@ def segment_digits(picture: Picture) -> torch.Tensor:
     page = analyse(picture)
     for message in page.warnings:
         warnings.warn(message, stacklevel=2)
-    return torch.stack([thicken_and_centre(digit.strength) for digit in page.digits])
+    return page.images
 
 
 def analyse(picture: Picture) -> Page:
@@ -145,10 +156,49 @@ def analyse(picture: Picture) -> Page:
         raise ValueError(f"there is no ink in {name}: expected a digit that stands out.")
     rows, messages = find_digits(ink.strength)
 
-    height = max(digit.height for row in rows for digit in row)
+    digits = [digit for row in rows for digit in row]
+    images = torch.stack([thicken_and_centre(digit.strength) for digit in digits])
+    n_unlike = sum(is_unlike_a_digit(image) for image in images)
+    if n_unlike and len(digits) == 1:
+        messages.append("this may be no digit: it has too many strokes or too much ink.")
+    elif n_unlike:
+        messages.append(
+            f"{n_unlike} of the {len(digits)} marks may be no digits: "
+            "they have too many strokes or too much ink."
+        )
+
+    height = max(digit.height for digit in digits)
     if height < MIN_HEIGHT:
         messages.append(f"the digits are only {height} pixels high: take the picture from nearer.")
-    return Page(grey, reduction, ink, rows, ink.warnings + messages)
+    return Page(grey, reduction, ink, rows, images, ink.warnings + messages)
+
+
+def is_unlike_a_digit(image: torch.Tensor) -> bool:
+    """Tell whether an image has more strokes, holes or ink than a digit.
+
+    Each limit is one that hardly any of MNIST's training images exceeds: 3 in 10,000 exceed one.
+
+    Args:
+        image: What the network sees, uint8 of shape (28, 28).
+    """
+    is_ink = np.pad(image.numpy() > 127, 1)
+    paper, _ = ndimage.label(~is_ink)
+    sizes = np.bincount(paper[~is_ink])
+    n_holes = int((sizes >= 2).sum()) - 1  # the paper around the digit is no hole
+
+    # `np.diff` of booleans is true at both edges of a stroke.
+    edges_in_row = np.diff(is_ink, axis=1).sum(axis=1)
+    edges_in_column = np.diff(is_ink, axis=0).sum(axis=0)
+    n_edges = int(edges_in_row.sum() + edges_in_column.sum())
+    n_ink = int(is_ink.sum())
+    return bool(
+        n_holes > MAX_HOLES
+        or (edges_in_row >= 8).sum() > MAX_CROSSED_ROWS
+        or (edges_in_column >= 10).sum() > MAX_CROSSED_COLUMNS
+        or n_edges > 2 * MAX_STROKES
+        or n_ink > MAX_INK
+        or 2 * n_ink > MAX_STROKE_WIDTH * n_edges
+    )
 
 
 def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
@@ -159,6 +209,7 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     Args:
         ink: Floats from 0 (paper) to 1 (ink) of shape (H, W).
     """
+    ink = _heighten_stretched_bar(ink)
     rows, columns = (ink > 0).nonzero()
     side = 1 + max(np.ptp(rows), np.ptp(columns))
 
@@ -177,6 +228,36 @@ def thicken_and_centre(ink: np.ndarray) -> torch.Tensor:
     image = centre_digit(digit).float()  # whole numbers from 0 to 255
     darkest_is_255 = image * (255 / image.max())
     return darkest_is_255.round().to(torch.uint8)
+
+
+def _heighten_stretched_bar(ink: np.ndarray) -> np.ndarray:
+    """Return a 1 that was stretched to fill a square bitmap as slender as it was.
+
+    Only a 1 becomes so wide a stroke that there is hardly any paper between its outermost ink,
+    neither in the rows nor in the columns. Other ink is returned unchanged.
+    """
+    rows, columns = (ink > 0).nonzero()
+    box = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height = len(box)
+    if max(box.shape) > MAX_BITMAP_SIDE:
+        return ink
+
+    is_solid = box > 0.5
+    bar_width = float(np.median(is_solid.sum(axis=1)))
+    if bar_width < MIN_STRETCHED_WIDTH * height:
+        return ink
+    if share_of_rows_with_one_run(is_solid) < MIN_BAR:
+        return ink
+    if min(_share_of_spans(is_solid), _share_of_spans(is_solid.T)) < MIN_SOLID:
+        return ink
+    return np.repeat(box, round(bar_width / (BAR_WIDTH * height)), axis=0)
+
+
+def _share_of_spans(mask: np.ndarray) -> float:
+    """Return how much of the rows' spans, from their first to their last pixel, the mask fills."""
+    from_left = np.logical_or.accumulate(mask, axis=1)
+    from_right = np.logical_or.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    return float(mask.sum() / max(1, (from_left & from_right).sum()))
 
 
 @dataclass(eq=False)
@@ -225,8 +306,18 @@ def find_digits(strength: np.ndarray) -> tuple[list[list[Digit]], list[str]]:
 
     Args:
         strength: The ink from 0 (paper) to 1, float64 of shape (H, W). It must have some ink.
+
+    Raises:
+        ValueError: The ink has more pieces than handwriting has.
     """
-    components, _ = ndimage.label(strength > 0, WITH_DIAGONALS)
+    components, n_components = ndimage.label(strength > 0, WITH_DIAGONALS)
+    if n_components > MAX_COMPONENTS:
+        raise ValueError(
+            f"there are more than {MAX_COMPONENTS} pieces of ink, found {n_components:,}: this is "
+            "no handwriting."
+        )
+    if max(strength.shape) < 2 * MIN_HEIGHT:
+        components = (strength > 0).astype(int)  # too small for two digits: all ink is of one
     mass = np.bincount(components.ravel(), weights=strength.ravel())
     boxes = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):

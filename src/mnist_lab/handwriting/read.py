@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mnist_lab.handwriting.pictures import Picture
-from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
+from mnist_lab.handwriting.preprocess import analyse
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.evaluation import class_names_of, evaluate
 
@@ -54,14 +54,13 @@ def read(model: nn.Module, picture: Picture) -> Reading:
         >>> print(reading.text, reading.warnings)
     """
     page = analyse(picture)
-    images = torch.stack([thicken_and_centre(digit.strength) for digit in page.digits])
     classes = class_names_of(model) or ImageDataset.classes
-    unknown_labels = torch.zeros(len(images), dtype=torch.int64)
-    evaluation = evaluate(model, ImageDataset(images, unknown_labels, classes))
+    unknown_labels = torch.zeros(len(page.images), dtype=torch.int64)
+    evaluation = evaluate(model, ImageDataset(page.images, unknown_labels, classes))
 
     digits = []
     for digit, image, probabilities in zip(
-        page.digits, images, evaluation.probabilities, strict=True
+        page.digits, page.images, evaluation.probabilities, strict=True
     ):
         best = int(probabilities.argmax())
         left = digit.left * page.reduction
