@@ -42,12 +42,15 @@ def precompute_teacher_logits(
     Returns:
         One data set per copy, with uint8 images and float16 `teacher_logits` of shape (N, classes).
 
-    Raises ValueError if a teacher has other classes than the data set, or the precision is unknown.
+    Raises ValueError if a teacher has other classes than the data set, or the precision is unknown,
+    TypeError if `teachers` is not a list of networks.
     Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
     teacher and student must see the same augmented image.
     """
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be 'float32' or 'bfloat16', found {precision!r}.")
+    if isinstance(teachers, nn.Module) or not teachers:
+        raise TypeError("teachers must be a list of one or more networks, such as [teacher].")
 
     device = next(teachers[0].parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

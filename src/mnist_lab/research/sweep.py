@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from multiprocessing import parent_process
+from numbers import Real
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -42,6 +43,13 @@ RUN_DEFAULTS: dict[str, Any] = {
     "all_images": False,  # True: train on the validation images too
     "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
 }
+
+# The fields whose values are floats.
+FLOAT_FIELDS = [
+    name
+    for name, default in {**RUN_DEFAULTS, **Recipe().asdict()}.items()
+    if isinstance(default, float)
+]
 
 # The modules that no training uses: if they change, the records stay valid.
 NOT_IN_TRAINING = ("notebook.py", "plots.py")
@@ -96,10 +104,9 @@ def with_defaults(run: dict) -> dict:
         raise ValueError(f"model must be {expected}, found {extras['model']!r}.")
     if not isinstance(extras["all_images"], bool):
         raise TypeError(f"all_images must be True or False, found {extras['all_images']!r}.")
-    if not 0 <= extras["disturbed_share"] <= 1:
-        raise ValueError(
-            f"disturbed_share must be a number from 0 to 1, found {extras['disturbed_share']!r}."
-        )
+    share = extras["disturbed_share"]
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+        raise ValueError(f"disturbed_share must be a number from 0 to 1, found {share!r}.")
 
     recipe = recipe_of(run)
     is_elastic = recipe.elastic_strength != Recipe.elastic_strength
@@ -110,7 +117,12 @@ def with_defaults(run: dict) -> dict:
         )
 
     precision = resolve_precision(recipe.precision, recipe.device or "cpu")
-    return {**extras, **recipe.asdict(), "precision": precision}
+    whole_run = {**extras, **recipe.asdict(), "precision": precision}
+
+    # Otherwise 0 and 0.0, or a NumPy number, would be another run.
+    for name in FLOAT_FIELDS:
+        whole_run[name] = float(whole_run[name])
+    return whole_run
 
 
 def recipe_of(run: dict) -> Recipe:
