@@ -105,7 +105,7 @@ def with_defaults(run: dict) -> dict:
     if not isinstance(extras["all_images"], bool):
         raise TypeError(f"all_images must be True or False, found {extras['all_images']!r}.")
     share = extras["disturbed_share"]
-    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
         raise ValueError(f"disturbed_share must be a number from 0 to 1, found {share!r}.")
 
     recipe = recipe_of(run)
