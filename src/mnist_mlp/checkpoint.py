@@ -57,7 +57,7 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
         >>> save_weights(model, "models/my_model.pth", dataset="mnist", test_correct=9_934)
     """
     check_network(model)
-    path = Path(path)
+    path = Path(path).expanduser()
 
     # Without such a suffix, "lr0.1" and "lr0.2" would share the card "lr0.json".
     if path.suffix not in (".pth", ".pt"):
@@ -113,7 +113,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         >>> model = load_weights(EnhancedNet(), "models/enhanced_model.pth")
     """
     check_network(model)
-    path = Path(path)
+    path = Path(path).expanduser()
     weights = read_tensors(path)
     expected_weights = model.state_dict()
     check_is_state_dict(path, weights, expected_weights)
@@ -180,7 +180,7 @@ def read_card(path: str | Path) -> dict:
         OSError: The weights or the card cannot be read.
         ValueError: The card is damaged or belongs to other weights.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     card_path = path.with_suffix(".json")
     card = read_json(card_path, CARD_SCHEMA)
 

@@ -189,7 +189,7 @@ def fit(
 
     state = None
     if checkpoint is not None:
-        checkpoint = Path(checkpoint)
+        checkpoint = Path(checkpoint).expanduser()
         state = load_checkpoint(checkpoint, identity)
 
     if history is None:
