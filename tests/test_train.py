@@ -684,6 +684,22 @@ def test_fit_refuses_a_network_that_cannot_be_trained(toy, new_net, remedy):
         fit(new_net(), train, toy[1], RECIPE)
 
 
+class AlwaysDropout(nn.Dropout):
+    def forward(self, x):
+        return nn.functional.dropout(x)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(dim=0), AlwaysDropout()])
+def test_fit_warns_of_logits_that_depend_on_the_batch_or_on_chance(toy, end):
+    with pytest.warns(UserWarning, match="depend on the other images"):
+        fit(nn.Sequential(small_net(), end), *toy, RECIPE)
+
+
+def test_fit_refuses_gradients_that_are_switched_off(toy):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="switched off"):
+        fit(small_net(), *toy, RECIPE)
+
+
 def test_fit_refuses_batch_norm_with_batches_of_one(toy):
     with pytest.raises(ValueError, match="batch norm needs two"):
         fit(batch_norm_net(), *toy, replace(RECIPE, batch_size=1))

@@ -109,6 +109,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             belongs to another architecture; or its card is damaged or belongs to other weights.
             The model is then unchanged.
 
+    Warns if the card names another class of network than the model's.
+
     Example:
         >>> model = load_weights(EnhancedNet(), "models/enhanced_model.pth")
     """
@@ -134,6 +136,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         card = read_card(path)
         if card.get("classes") is not None:
             class_names = tuple(card["classes"])
+        if card["model"] != type(model).__name__:
+            warnings.warn(
+                f"the card of {path} says that these are weights of {card['model']}, but the model "
+                f"is {type(model).__name__}: the layers fit, but check that forward is the same.",
+                stacklevel=2,
+            )
 
     model.load_state_dict(weights)
     model.class_names = class_names  # type: ignore[assignment]

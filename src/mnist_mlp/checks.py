@@ -157,9 +157,15 @@ def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_
     """Check that a network can be trained with batches of this size.
 
     Raises:
+        RuntimeError: Gradients are switched off.
         ValueError: Its weights are all frozen or not float32, or its batch norm would get a batch
             of one image.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are switched off: call fit outside no_grad and inference_mode, or after "
+            "torch.set_grad_enabled(True)."
+        )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
             "the model has no weights that can be trained: use model.requires_grad_(True)."
@@ -181,6 +187,26 @@ def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_
                 f"{len(train_set):,} images in batches of {batch_size} leave a batch of one, "
                 "but batch norm needs two: choose another batch_size."
             )
+
+
+def warn_if_not_image_by_image(model: nn.Module, dataset: ImageDataset) -> None:
+    """Warn if the logits of an image depend on the other images of its batch, or on chance.
+
+    In evaluation mode, only a mistake makes them do so, such as `Softmax(dim=0)`, or `F.dropout`
+    without `training=self.training`.
+    """
+    images, _, _ = dataset.get_batch(torch.tensor([0, len(dataset) - 1]))
+    with evaluation_mode(model):
+        once = model(images)
+        twice = model(torch.cat([images, images]))
+
+    if twice.shape[0] != 4 or not torch.allclose(once, twice[:2], rtol=1e-3, atol=1e-3):
+        warnings.warn(
+            "in evaluation mode the model's logits for an image depend on the other images of the "
+            "batch, or on chance, so its accuracy does, too: look for Softmax(dim=0), and for "
+            "F.dropout without training=self.training.",
+            stacklevel=3,
+        )
 
 
 def create_optimizer(
