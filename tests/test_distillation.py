@@ -129,9 +129,16 @@ def test_precompute_teacher_logits_refuses_an_unknown_precision(toy):
 
 
 def test_precompute_teacher_logits_refuses_a_teacher_without_a_list(toy):
-    for teachers in (ConvNet(), nn.Sequential(nn.Linear(784, 10)), []):
+    for teachers in (ConvNet(), nn.Sequential(nn.Linear(784, 10)), [], iter([ConvNet()])):
         with pytest.raises(TypeError, match="list"):
             precompute_teacher_logits(toy[0], teachers, copies=1, progress=False)
+
+
+def test_distillation_refuses_what_is_no_data_set(toy, tmp_path):
+    with pytest.raises(TypeError, match="dataset must be an ImageDataset"):
+        precompute_teacher_logits(toy, [ConvNet()], copies=1, progress=False)
+    with pytest.raises(TypeError, match="a copy must be an ImageDataset"):
+        save_distillation_sets(toy[0], toy[0], tmp_path / "logits.pth")
 
 
 def test_load_distillation_sets_restores_saved_sets(toy, tmp_path):

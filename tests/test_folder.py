@@ -134,6 +134,14 @@ def test_load_folder_refuses_a_val_folder_without_test(tmp_path):
         load_folder(tmp_path / "marks")
 
 
+def test_load_folder_refuses_a_folder_beside_train_and_test(tmp_path):
+    for name in ("train", "test", "extra"):
+        write_shapes(tmp_path / "marks" / name, count=2)
+
+    with pytest.raises(ValueError, match="no other may be beside them"):
+        load_folder(tmp_path / "marks")
+
+
 def test_load_folder_takes_both_forms_of_an_accent(tmp_path):
     """macOS writes an accent as a character of its own."""
     one = "\u00e9lan"

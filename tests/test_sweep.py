@@ -302,6 +302,18 @@ def test_sweep_refuses_a_wrong_field_before_the_first_run(tmp_path, field, error
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("runs", [QUICK, [Recipe()]])
+def test_sweep_refuses_runs_that_are_no_list_of_dicts(tmp_path, runs):
+    with pytest.raises(TypeError, match="a run must be a dict"):
+        sweep(runs, tmp_path)
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, None])
+def test_sweep_refuses_threads_that_are_no_number(tmp_path, threads):
+    with pytest.raises(ValueError, match="threads must be a whole number"):
+        sweep([QUICK], tmp_path, threads)
+
+
 def test_sweep_records_failed_runs_and_goes_on(tmp_path, capsys):
     diverging = {**QUICK, "epochs": 2, "learning_rate": 1e6}
     without_teacher = {**QUICK, "distillation_temperature": 2.0}

@@ -226,7 +226,10 @@ def _pictures_in(folder: Path) -> list[Path]:
     files = sorted(_visible(folder))
     for file in files:
         if file.is_dir():
-            raise ValueError(f"{file} is a folder: {folder} must hold the pictures of one class.")
+            raise ValueError(
+                f"{file} is a folder: {folder} must hold the pictures of one class. Only the "
+                "folders train, val and test may hold folders, and no other may be beside them."
+            )
     return files
 
 

@@ -86,9 +86,14 @@ def with_defaults(run: dict) -> dict:
     The precision "auto" becomes the precision that this machine uses.
 
     Raises:
-        TypeError: A field is unknown or has a value of another type.
+        TypeError: The run is not a dict, or a field is unknown or has a value of another type.
         ValueError: A value is out of range, or the data set is "auto".
     """
+    if not isinstance(run, dict):
+        raise TypeError(
+            f"a run must be a dict of the fields that differ from the default, found {run!r}. "
+            "sweep takes a list of runs."
+        )
     extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
 
     if extras["dataset"] == "auto":  # its records would be those of one or the other data set
@@ -176,8 +181,8 @@ def sweep(runs: Iterable[dict], folder: str | Path, threads: int = 1) -> list[di
     """
     folder = Path(folder).expanduser()
     runs = list(runs)
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, found {threads!r}.")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, found {threads!r}.")
     runs_by_name = {run_name(run): with_defaults(run) for run in runs}
 
     # A folder that cannot be written to must not be noticed only after a training.
