@@ -17,6 +17,7 @@ from mnist_mlp.identity import describe, describe_training
 # A file of somebody's own. CHANGE is replaced by another line in the tests.
 OWN_FILE = """
 import logging
+from collections import Counter
 from functools import cached_property
 from types import ModuleType, SimpleNamespace
 
@@ -25,6 +26,8 @@ from torch import nn
 
 SCALE = 2.0
 SHIFTS = [0.5]
+FACTOR = torch.tensor(0.25)
+COUNTS = Counter("aab")
 POWERS = {"last": 1}
 OPTIONS = SimpleNamespace(width=8)
 SQUASH = nn.ReLU()
@@ -38,6 +41,7 @@ settings.depth = 5
 
 def scaled(x):
     LOGGER.debug("scaled")
+    x = FACTOR * COUNTS["a"] * x
     x = SQUASH(x + SHIFTS[0]) ** POWERS["last"] + OPTIONS.width + settings.depth
     return SCALE * x + sum(INNER * x for _ in range(2))
 
@@ -106,6 +110,8 @@ def test_description_is_the_same_in_every_process(own, tmp_path):
         ("[1, 2]", "[1, 3]"),
         ("width = 16", "width = 32"),
         ("[0.5]", "[0.6]"),
+        ("0.25", "0.125"),
+        ('"aab"', '"abb"'),
         ('{"last": 1}', '{"last": 2}'),
         ("(width=8)", "(width=9)"),
         ("nn.ReLU()", "nn.Tanh()"),

@@ -12,6 +12,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from functools import cached_property, partial
 from types import (
     BuiltinFunctionType,
@@ -31,6 +32,20 @@ from mnist_mlp.data import ImageDataset
 from mnist_mlp.recipe import Recipe
 
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+# Objects of these types are described although their classes are installed and have attributes.
+DESCRIBED_TYPES = (
+    torch.Tensor,
+    nn.Module,
+    partial,
+    Enum,
+    Mapping,
+    list,
+    tuple,
+    set,
+    SimpleNamespace,
+    argparse.Namespace,
+)
 
 
 def describe_training(
@@ -261,7 +276,7 @@ def _can_be_described(value: Any) -> bool:
 
     Other objects of installed packages, such as a logger, often hold half of the program.
     """
-    if isinstance(value, (nn.Module, partial, SimpleNamespace, argparse.Namespace)):
+    if isinstance(value, DESCRIBED_TYPES):
         return True
     has_attributes = hasattr(value, "__dict__") and not hasattr(value, "__qualname__")
     is_module = isinstance(value, ModuleType)
