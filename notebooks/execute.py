@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from papermill.inspection import inspect_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -139,6 +139,13 @@ def main():
         result = execute(Path(sys.argv[1]))
     except CellExecutionError as error:
         sys.exit(f"{error}\nThe notebook was not written: a cell failed.")
+    except DeadKernelError:
+        sys.exit(
+            "The notebook was not written: its kernel died, often because the memory was full. "
+            "Close other programs, or use less data or a smaller network."
+        )
+    except nbformat.ValidationError as error:
+        sys.exit(f"The notebook was not executed: it is damaged: {error.message}")
     except (OSError, ValueError) as error:
         sys.exit(f"The notebook was not executed: {error}")
     except (KeyboardInterrupt, AssertionError):

@@ -159,6 +159,15 @@ class MakesFolder:
         return os.mkdir, (self.folder,)
 
 
+class OtherNet(EnhancedNet):
+    pass
+
+
+def test_load_weights_warns_of_the_weights_of_another_class(path):
+    with pytest.warns(UserWarning, match="weights of EnhancedNet, but the model is OtherNet"):
+        load_weights(OtherNet(), path)
+
+
 @pytest.mark.parametrize(
     ("dump", "problem"),
     [(torch.save, r"torch\.save\(model\.state_dict\(\), path\)"), (pickle.dump, "damaged")],

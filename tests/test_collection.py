@@ -57,6 +57,19 @@ def test_labels_are_corrections_or_predictions(pictures):
     assert pictures.labels(sevens, {first: "4", second: 5}) == ["4", "5"] + ["7"] * 8
 
 
+def test_labels_takes_both_forms_of_an_accent_in_a_name(pictures, tmp_path):
+    """macOS writes an accent as a character of its own."""
+    folder = tmp_path / "named"
+    folder.mkdir()
+    shutil.copy(pictures.paths[0], folder / "u\u0308ben.jpg")
+    shutil.copy(pictures.paths[1], folder / "\u00fcber.jpg")
+    named = Pictures(folder, tmp_path / "samples")
+
+    labels = named.labels(torch.tensor([7, 7]), {"\u00fcben.jpg": 4, "u\u0308ber.jpg": 5})
+
+    assert labels == ["4", "5"]
+
+
 def test_labels_are_unknown_until_somebody_has_looked(pictures):
     labels = pictures.labels(torch.full((10,), 7), None)
 

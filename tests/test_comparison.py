@@ -41,8 +41,11 @@ def test_compare_of_identical_models_has_an_interval_around_zero():
 
 
 def test_compare_refuses_models_evaluated_on_different_images():
-    with pytest.raises(ValueError, match="2 and 3"):
-        compare(torch.ones(2).bool(), torch.ones(3).bool())
+    for shape in ((3,), (2, 1), (2, 2)):
+        with pytest.raises(ValueError, match="the same images"):
+            compare(torch.ones(2).bool(), torch.ones(shape).bool())
+    with pytest.raises(ValueError, match="one value per image"):
+        compare(torch.ones(2, 2).bool(), torch.ones(2, 2).bool())
 
 
 def test_compare_refuses_predictions_in_place_of_what_is_correct():

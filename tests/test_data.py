@@ -192,12 +192,24 @@ def test_every_sequence_of_class_names_is_the_same(classes):
     assert dataset.classes == tuple("0123456789")
 
 
+@pytest.mark.parametrize("classes", [set("0123456789"), dict.fromkeys("0123456789"), 10, None])
+def test_dataset_refuses_classes_without_an_order(classes):
+    with pytest.raises(TypeError, match="classes must be a tuple"):
+        ImageDataset(EVERY_BYTE, LABELS, classes)
+
+
+def test_dataset_refuses_two_classes_of_one_name():
+    with pytest.raises(ValueError, match="own name"):
+        ImageDataset(EVERY_BYTE, LABELS, "0123456788")
+
+
 def test_dataset_warns_of_pixels_that_cannot_be_ink_on_a_background():
     ink = torch.zeros(4, 28, 28, dtype=torch.uint8)
     ink[:, 8:20, 12:16] = 1
 
-    with pytest.warns(UserWarning, match="255"):
-        ImageDataset(ink, LABELS[:4])
+    for largest in (1, 16):
+        with pytest.warns(UserWarning, match=f"pixel is {largest}, .* 255"):
+            ImageDataset(largest * ink, LABELS[:4])
     with pytest.warns(UserWarning, match="bright"):
         ImageDataset(255 - 255 * ink, LABELS[:4])
 

@@ -253,3 +253,9 @@ def test_import_leaves_out_torchvision():
 
 def test_load_digits_draws_its_test_set_by_the_seed(digits):
     assert not torch.equal(load("digits", seed=4).test.images, digits.test.images)
+
+
+def test_load_takes_no_bool_for_its_folder():
+    """`load("mnist", False)` is meant to be `download=False`."""
+    with pytest.raises(TypeError):
+        load("digits", False)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
+from torch import nn
 from torch.nn import functional as F
 
 from mnist_lab.research.convnet import ConvNet
@@ -125,6 +126,19 @@ def test_precompute_teacher_logits_refuses_other_classes(toy):
 def test_precompute_teacher_logits_refuses_an_unknown_precision(toy):
     with pytest.raises(ValueError, match="auto"):
         precompute_teacher_logits(toy[0], [ConvNet()], 1, precision="auto", progress=False)
+
+
+def test_precompute_teacher_logits_refuses_a_teacher_without_a_list(toy):
+    for teachers in (ConvNet(), nn.Sequential(nn.Linear(784, 10)), [], iter([ConvNet()])):
+        with pytest.raises(TypeError, match="list"):
+            precompute_teacher_logits(toy[0], teachers, copies=1, progress=False)
+
+
+def test_distillation_refuses_what_is_no_data_set(toy, tmp_path):
+    with pytest.raises(TypeError, match="dataset must be an ImageDataset"):
+        precompute_teacher_logits(toy, [ConvNet()], copies=1, progress=False)
+    with pytest.raises(TypeError, match="a copy must be an ImageDataset"):
+        save_distillation_sets(toy[0], toy[0], tmp_path / "logits.pth")
 
 
 def test_load_distillation_sets_restores_saved_sets(toy, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, visible
 
-from mnist_mlp import EnhancedNet, files, load_weights, save_weights
+from mnist_mlp import EnhancedNet, Recipe, files, fit, load_weights, save_weights
 from mnist_mlp.files import atomic_write, read_json, repo_root, write_json
 
 
@@ -36,6 +36,19 @@ def test_atomic_write_leaves_the_old_file_after_an_error(tmp_path):
     assert visible(tmp_path) == ["a.txt"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs a privilege for links")
+def test_atomic_write_writes_to_what_a_link_points_to(tmp_path):
+    target = tmp_path / "large disk" / "a.txt"
+    link = tmp_path / "a.txt"
+    link.symlink_to(target)
+
+    for text in ("old", "new"):
+        with atomic_write(link) as temporary:
+            temporary.write_text(text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+
+
 @pytest.mark.parametrize("umask", [0o077, 0o002])
 def test_atomic_write_follows_the_umask(tmp_path, umask):
     before = os.umask(umask)
@@ -47,6 +60,20 @@ def test_atomic_write_follows_the_umask(tmp_path, umask):
 
     if os.name == "posix":
         assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_weights_and_checkpoints_are_saved_in_the_home_folder(tmp_path, toy, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    model = EnhancedNet()
+
+    fit(model, *toy, Recipe(epochs=1, batch_size=64), checkpoint="~/run.pt")
+    save_weights(model, "~/net.pth")
+    load_weights(model, "~/net.pth")
+
+    assert visible(tmp_path / "home") == ["net.json", "net.pth", "run.pt"]
+    assert visible(tmp_path) == ["home"]
 
 
 def refuse(*args, **kwargs):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import write_shapes
@@ -12,6 +13,11 @@ from mnist_mlp.evaluation import evaluate
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.recipe import Recipe
 from mnist_mlp.train import fit
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*test pictures are also training"),
+    pytest.mark.filterwarnings("ignore:.*some digits seem to touch"),
+]
 
 
 def sizes(splits) -> list[int]:
@@ -121,6 +127,66 @@ def test_load_folder_reads_train_and_test_folders(tmp_path):
 
     assert sizes(splits) == [33, 3, 6]
     assert splits.train.classes == ("crosses", "rings", "élan vital")
+
+
+def test_load_folder_reads_train_and_val_folders_of_other_names(tmp_path):
+    write_shapes(tmp_path / "marks" / "Train", count=4)
+    write_shapes(tmp_path / "marks" / "valid", count=3)
+    write_shapes(tmp_path / "marks" / "test", count=2)
+
+    with pytest.warns(UserWarning, match="same file"):
+        splits = load_folder(tmp_path / "marks")
+
+    assert sizes(splits) == [12, 9, 6]
+
+
+def test_load_folder_refuses_a_val_folder_without_test(tmp_path):
+    write_shapes(tmp_path / "marks" / "train", count=2)
+    write_shapes(tmp_path / "marks" / "val", count=2)
+
+    with pytest.raises(ValueError, match="no folder `test`"):
+        load_folder(tmp_path / "marks")
+
+
+def test_load_folder_refuses_a_folder_beside_train_and_test(tmp_path):
+    for name in ("train", "test", "extra"):
+        write_shapes(tmp_path / "marks" / name, count=2)
+
+    with pytest.raises(ValueError, match="no other may be beside them"):
+        load_folder(tmp_path / "marks")
+
+
+def test_load_folder_takes_both_forms_of_an_accent(tmp_path):
+    """macOS writes an accent as a character of its own."""
+    one = "\u00e9lan"
+    two = "e\u0301lan"
+    write_shapes(tmp_path / "marks" / "train", classes=("a", one), count=4)
+    write_shapes(tmp_path / "marks" / "test", classes=("a", two), count=2)
+
+    with pytest.warns(UserWarning, match="same file"):
+        splits = load_folder(tmp_path / "marks")
+
+    assert splits.test.classes == ("a", one)
+
+
+def test_load_folder_warns_of_a_picture_in_training_and_test(tmp_path):
+    folder = write_shapes(tmp_path / "marks", count=10)
+    for i in range(10):
+        shutil.copy(folder / "rings" / f"a picture {i}.png", folder / "rings" / f"copy {i}.png")
+
+    with pytest.warns(UserWarning, match=r"of the 8 test pictures .*rings.* the same file as .*"):
+        load_folder(folder)
+
+
+def test_load_folder_warnings_name_a_file_and_the_number(tmp_path):
+    folder = write_shapes(tmp_path / "marks", count=3)
+    for name, width in (("low.png", 20), ("wide.png", 24)):
+        grey = np.full((60, 60), 230, dtype=np.uint8)
+        grey[30:34, 20 : 20 + width] = 40
+        Image.fromarray(grey).save(folder / "rings" / name)
+
+    with pytest.warns(UserWarning, match=r"rings.low\.png \(one of 2 .*: the digits are only 4"):
+        load_folder(folder)
 
 
 def test_load_folder_refuses_other_classes_in_test(tmp_path):

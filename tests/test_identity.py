@@ -1,5 +1,6 @@
 """A description of code and settings is the same in every process, and differs where they do."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,18 +16,44 @@ from mnist_mlp.identity import describe, describe_training
 
 # A file of somebody's own. CHANGE is replaced by another line in the tests.
 OWN_FILE = """
+import logging
+from collections import Counter
+from functools import cached_property
+from types import ModuleType, SimpleNamespace
+
 import torch
 from torch import nn
 
 SCALE = 2.0
+SHIFTS = [0.5]
+FACTOR = torch.tensor(0.25)
+COUNTS = Counter("aab")
+POWERS = {"last": 1}
+OPTIONS = SimpleNamespace(width=8)
+SQUASH = nn.ReLU()
+LOGGER = logging.getLogger("own")
+INNER = 1.5
+
+settings = ModuleType("settings")
+settings.__file__ = "settings.py"
+settings.depth = 5
 
 
 def scaled(x):
-    return SCALE * x
+    LOGGER.debug("scaled")
+    x = FACTOR * COUNTS["a"] * x
+    x = SQUASH(x + SHIFTS[0]) ** POWERS["last"] + OPTIONS.width + settings.depth
+    return SCALE * x + sum(INNER * x for _ in range(2))
 
 
 class Net(nn.Module):
     width = 16
+    widths = [512]
+    squash = torch.sigmoid
+
+    @cached_property
+    def words(self):
+        return "seven"
 
     def __init__(self):
         super().__init__()
@@ -63,7 +90,7 @@ def own(monkeypatch):
 
 def test_description_is_the_same_in_every_process(own, tmp_path):
     """Also with another order of sets, and another comment."""
-    (tmp_path / "own.py").write_text(OWN_FILE.replace("return SCALE * x", "return SCALE * x  # !"))
+    (tmp_path / "own.py").write_text(OWN_FILE.replace("range(2))", "range(2))  # !"))
     program = "import own; from mnist_mlp.identity import describe; print(describe(own.Net()))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(
@@ -82,6 +109,17 @@ def test_description_is_the_same_in_every_process(own, tmp_path):
         ("torch.relu", "torch.tanh"),
         ("[1, 2]", "[1, 3]"),
         ("width = 16", "width = 32"),
+        ("[0.5]", "[0.6]"),
+        ("0.25", "0.125"),
+        ('"aab"', '"abb"'),
+        ('{"last": 1}', '{"last": 2}'),
+        ("(width=8)", "(width=9)"),
+        ("nn.ReLU()", "nn.Tanh()"),
+        ("INNER = 1.5", "INNER = 1.6"),
+        ("depth = 5", "depth = 6"),
+        ("[512]", "[256]"),
+        ("torch.sigmoid", "torch.exp"),
+        ('"seven"', '"eight"'),
         ('return "one"', 'return "four"'),
         ('"three"', '"four"'),
     ],
@@ -112,6 +150,16 @@ class OwnSGD(torch.optim.SGD):
         return super().step(closure)
 
 
+def test_description_leaves_out_objects_of_packages(own):
+    """A logger holds all other loggers of the process."""
+    before = own(OWN_FILE)
+
+    logging.getLogger("own.another")
+    logging.getLogger("own").setLevel(logging.DEBUG)
+
+    assert own(OWN_FILE) == before
+
+
 def test_description_is_the_same_after_the_first_use():
     """torch puts a function of its own around the `step` of an optimizer that is created."""
     before = describe(OwnSGD)
@@ -134,9 +182,16 @@ def test_history_has_the_identity_of_the_training(toy):
     assert history.identity == {**expected, "precision": history.precision}
 
 
+def frozen_net():
+    network = EnhancedNet()
+    network.layer1.weight.requires_grad_(False)
+    return network
+
+
 @pytest.mark.parametrize(
     ("change", "entry"),
     [
+        ({"model": frozen_net()}, "frozen weights"),
         ({"model": nn.Sequential(nn.Linear(784, 10))}, "network"),
         ({"recipe": Recipe(seed=1)}, "seed"),
         ({"functions": {"loss_fn": nn.CrossEntropyLoss()}}, "loss_fn"),

@@ -295,10 +295,10 @@ def test_banner_warns_of_anything_but_mnist():
 
 
 def splits_named(name: str, seed: int = 0) -> Splits:
-    """Splits of random images with this name."""
+    """Splits of random images with this name, and the labels of `evaluation_with`."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (20, 28, 28), generator=generator, dtype=torch.uint8)
-    dataset = ImageDataset(images, torch.arange(20) % 10)
+    images = torch.randint(256, (1000, 28, 28), generator=generator, dtype=torch.uint8)
+    dataset = ImageDataset(images, torch.zeros(1000, dtype=torch.int64))
     return Splits(name, dataset, dataset, dataset)
 
 
@@ -342,7 +342,7 @@ def test_run_log_tells_trainings_with_equal_recipes_apart(few_mnist):
     for change, _ in changes:
         change = {"splits": few_mnist, **change}
         history = train_briefly(**change)
-        log.add(change["splits"], history, evaluation_with(950))
+        log.add(change["splits"], history, evaluate(EnhancedNet(), few_mnist.validation))
 
     names = list(log.histories())
 
@@ -518,10 +518,23 @@ def test_numbers_of_other_images_are_refused(few_mnist, tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="test"):
         outputs.save_model(model, validation)
+    with pytest.raises(ValueError, match="of this model"):
+        outputs.save_model(EnhancedNet(), test)
     with pytest.raises(ValueError, match="history"):
         notebook.Outputs(few_mnist, History(RECIPE)).save_model(model, test)
     with pytest.raises(ValueError, match="same images"):
         notebook.comparison_table({"a": validation}, {"a": test})
+
+
+def test_run_log_refuses_other_images_and_an_empty_history(few_mnist):
+    log = notebook.RunLog()
+    history = train_briefly(few_mnist)
+    model = EnhancedNet()
+
+    with pytest.raises(ValueError, match=r"splits\.validation"):
+        log.add(few_mnist, history, evaluate(model, few_mnist.test))
+    with pytest.raises(ValueError, match="empty"):
+        log.add(few_mnist, History(RECIPE), evaluate(model, few_mnist.validation))
 
 
 def test_run_log_keeps_a_history_that_is_filled_again(few_mnist):

@@ -477,6 +477,27 @@ def test_execute_says_in_one_line_what_is_wrong_with_the_data_set(
     assert visible(tmp_path) == ["book.ipynb"]
 
 
+def test_execute_says_that_the_kernel_died(tmp_path):
+    path = tmp_path / "book.ipynb"
+    write_notebook(path, 'dataset = "digits"', "import os\nos._exit(1)")
+
+    process = execute(path)
+
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("The notebook was not written: its kernel")
+    assert "Traceback" not in process.stderr
+
+
+def test_execute_refuses_a_file_that_is_no_notebook(tmp_path):
+    path = tmp_path / "book.ipynb"
+    path.write_text("{}")
+
+    process = execute(path)
+
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+
+
 def test_execute_leaves_file_unchanged_if_a_cell_fails(tmp_path):
     path = tmp_path / "broken.ipynb"
     write_notebook(path, 'dataset = "digits"', "1 / 0")

@@ -139,6 +139,13 @@ def test_run_name_depends_on_the_precision_in_use():
     assert run_name(QUICK) != run_name({**QUICK, "precision": other})
 
 
+def test_run_name_is_that_of_the_number_not_of_its_type():
+    plain = {"weight_decay": 0.0, "disturbed_share": 1.0, "learning_rate": 0.5, "epochs": 2}
+    others = {"weight_decay": 0, "disturbed_share": np.float32(1), "epochs": np.int64(2)}
+
+    assert run_name({**plain, **others}) == run_name(plain)
+
+
 def test_sweep_skips_runs_with_a_record_and_keeps_the_order(tmp_path):
     runs = [{**QUICK, "seed": seed} for seed in (1, 0, 1)]
     records = sweep(runs, tmp_path)
@@ -280,6 +287,8 @@ def test_sweep_trains_again_if_the_record_cannot_be_used(tmp_path, capsys, damag
         ({"epochs": 0}, ValueError),
         ({"all_images": "no"}, TypeError),
         ({"disturbed_share": 1.5}, ValueError),
+        ({"disturbed_share": "half"}, ValueError),
+        ({"disturbed_share": True}, ValueError),
         ({"model": "Linear"}, ValueError),
         ({"dataset": "auto"}, ValueError),
         ({"dataset": None}, TypeError),
@@ -291,6 +300,18 @@ def test_sweep_refuses_a_wrong_field_before_the_first_run(tmp_path, field, error
     with pytest.raises(error, match=next(iter(field)).replace("_", ".")):
         sweep([QUICK, {**QUICK, **field}], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("runs", [QUICK, [Recipe()]])
+def test_sweep_refuses_runs_that_are_no_list_of_dicts(tmp_path, runs):
+    with pytest.raises(TypeError, match="a run must be a dict"):
+        sweep(runs, tmp_path)
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, None])
+def test_sweep_refuses_threads_that_are_no_number(tmp_path, threads):
+    with pytest.raises(ValueError, match="threads must be a whole number"):
+        sweep([QUICK], tmp_path, threads)
 
 
 def test_sweep_records_failed_runs_and_goes_on(tmp_path, capsys):

@@ -522,6 +522,10 @@ LRS = torch.optim.lr_scheduler
         LRS.LinearLR,
         LRS.ReduceLROnPlateau,
         partial(LRS.StepLR, step_size=1, gamma=0.7),
+        partial(LRS.StepLR, gamma=0.7),
+        partial(LRS.ExponentialLR, last_epoch=-1),
+        lambda optimizer, steps: LRS.CosineAnnealingLR(SGD(small_net().parameters(), 0.1), steps),
+        lambda optimizer, steps: LRS.OneCycleLR(optimizer, 0.1, total_steps=steps - 1),
         lambda optimizer, steps: LRS.ReduceLROnPlateau(optimizer),
         lambda optimizer: LRS.ConstantLR(optimizer),
         lambda optimizer, steps: None,
@@ -536,7 +540,14 @@ def test_fit_refuses_a_schedule_that_takes_no_number_of_steps(toy, schedule):
     assert same_weights(model, small_net())
 
 
-@pytest.mark.parametrize("schedule", [LRS.PolynomialLR, LRS.CosineAnnealingWarmRestarts])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LRS.PolynomialLR,
+        LRS.CosineAnnealingWarmRestarts,
+        partial(LRS.CosineAnnealingLR, eta_min=1e-5),
+    ],
+)
 def test_fit_takes_a_schedule_over_the_number_of_steps(toy, schedule):
     history = fit(small_net(), *toy, RECIPE, schedule=schedule)
 
@@ -561,6 +572,8 @@ def test_fit_warns_of_a_schedule_that_was_meant_for_epochs(toy):
         torch.optim.SGD(small_net().parameters(), lr=0.1),
         lambda parameters, lr, weight_decay: torch.optim.LBFGS(parameters, lr),
         lambda parameters, lr, weight_decay: None,
+        lambda parameters, lr, weight_decay: SGD(list(parameters)[:2], lr),
+        lambda parameters, lr, weight_decay: SGD(small_net().parameters(), lr),
     ],
 )
 def test_fit_refuses_an_optimizer_that_it_cannot_step(toy, optimizer):
@@ -590,6 +603,8 @@ def test_fit_warns_of_a_learning_rate_for_another_optimizer(toy):
         (nn.BCEWithLogitsLoss(), "labels"),
         (lambda logits: logits.mean(), "labels"),
         (lambda logits, labels: 0.5, "number"),
+        (lambda logits, labels: (logits.argmax(dim=1) == labels).float().mean(), "gradient"),
+        (lambda logits, labels: -nn.functional.cross_entropy(logits, labels), "sign"),
     ],
 )
 def test_fit_refuses_a_loss_of_another_convention(toy, loss_fn, remedy):
@@ -639,6 +654,11 @@ def test_fit_refuses_an_augmentation_that_returns_no_images(toy, augment):
         fit(small_net(), *toy, RECIPE, augment=augment)
 
 
+def test_fit_warns_of_an_augmentation_that_scales_the_pixels(toy):
+    with pytest.warns(UserWarning, match="from 0 to 1, found pixels of up to"):
+        fit(small_net(), *toy, RECIPE, augment=lambda images, generator: 255 * images)
+
+
 def frozen_net() -> nn.Module:
     return small_net().requires_grad_(False)
 
@@ -654,6 +674,7 @@ def batch_norm_net() -> nn.Module:
         (lambda: small_net().half(), "float"),
         (lambda: small_net().double(), "float"),
         (batch_norm_net, "batch_size"),
+        (lambda: nn.Sequential(small_net(), nn.LazyBatchNorm1d()), "batch_size"),
     ],
 )
 def test_fit_refuses_a_network_that_cannot_be_trained(toy, new_net, remedy):
@@ -661,6 +682,27 @@ def test_fit_refuses_a_network_that_cannot_be_trained(toy, new_net, remedy):
 
     with pytest.raises(ValueError, match=remedy):
         fit(new_net(), train, toy[1], RECIPE)
+
+
+class AlwaysDropout(nn.Dropout):
+    def forward(self, x):
+        return nn.functional.dropout(x)
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(dim=0), AlwaysDropout()])
+def test_fit_warns_of_logits_that_depend_on_the_batch_or_on_chance(toy, end):
+    with pytest.warns(UserWarning, match="depend on the other images"):
+        fit(nn.Sequential(small_net(), end), *toy, RECIPE)
+
+
+def test_fit_refuses_gradients_that_are_switched_off(toy):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="switched off"):
+        fit(small_net(), *toy, RECIPE)
+
+
+def test_fit_refuses_batch_norm_with_batches_of_one(toy):
+    with pytest.raises(ValueError, match="batch norm needs two"):
+        fit(batch_norm_net(), *toy, replace(RECIPE, batch_size=1))
 
 
 def test_fit_trains_a_network_whose_first_layer_is_frozen(toy):

@@ -57,7 +57,7 @@ def save_weights(model: nn.Module, path: str | Path, **card) -> None:
         >>> save_weights(model, "models/my_model.pth", dataset="mnist", test_correct=9_934)
     """
     check_network(model)
-    path = Path(path)
+    path = Path(path).expanduser()
 
     # Without such a suffix, "lr0.1" and "lr0.2" would share the card "lr0.json".
     if path.suffix not in (".pth", ".pt"):
@@ -109,11 +109,13 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             belongs to another architecture; or its card is damaged or belongs to other weights.
             The model is then unchanged.
 
+    Warns if the card names another class of network than the model's.
+
     Example:
         >>> model = load_weights(EnhancedNet(), "models/enhanced_model.pth")
     """
     check_network(model)
-    path = Path(path)
+    path = Path(path).expanduser()
     weights = read_tensors(path)
     expected_weights = model.state_dict()
     check_is_state_dict(path, weights, expected_weights)
@@ -134,6 +136,12 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         card = read_card(path)
         if card.get("classes") is not None:
             class_names = tuple(card["classes"])
+        if card["model"] != type(model).__name__:
+            warnings.warn(
+                f"the card of {path} says that these are weights of {card['model']}, but the model "
+                f"is {type(model).__name__}: the layers fit, but check that forward is the same.",
+                stacklevel=2,
+            )
 
     model.load_state_dict(weights)
     model.class_names = class_names  # type: ignore[assignment]
@@ -180,7 +188,7 @@ def read_card(path: str | Path) -> dict:
         OSError: The weights or the card cannot be read.
         ValueError: The card is damaged or belongs to other weights.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     card_path = path.with_suffix(".json")
     card = read_json(card_path, CARD_SCHEMA)
 

@@ -9,7 +9,7 @@ from inspect import signature
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from mnist_mlp.data import Augmentation, ImageDataset, check_dataset
 from mnist_mlp.evaluation import Evaluation, evaluation_mode
@@ -25,6 +25,9 @@ REPLACED_FIELDS = {
 
 # What the schedulers of torch call the number of steps, where it is their second argument.
 NUMBER_OF_STEPS = ("T_max", "T_0", "total_iters", "total_steps")
+
+# Noise that is not clamped makes some pixels larger than 1, but seldom as large as normalised ones.
+MAX_PIXEL = 2.0
 
 # If all predictions are equal after fewer steps than this, blame the steps, not the learning rate.
 FEW_STEPS = 100
@@ -154,9 +157,15 @@ def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_
     """Check that a network can be trained with batches of this size.
 
     Raises:
+        RuntimeError: Gradients are switched off.
         ValueError: Its weights are all frozen or not float32, or its batch norm would get a batch
             of one image.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are switched off: call fit outside no_grad and inference_mode, or after "
+            "torch.set_grad_enabled(True)."
+        )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
             "the model has no weights that can be trained: use model.requires_grad_(True)."
@@ -169,13 +178,35 @@ def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_
                 'model.float(), and Recipe(precision="bfloat16") for products in bfloat16.'
             )
 
-    has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+    batch_norms = (nn.BatchNorm1d, nn.LazyBatchNorm1d)
+    has_batch_norm = any(isinstance(module, batch_norms) for module in model.modules())
     for train_set in train_sets:
-        if has_batch_norm and len(train_set) % batch_size == 1:
+        last_batch = (len(train_set) - 1) % batch_size + 1
+        if has_batch_norm and last_batch == 1:
             raise ValueError(
                 f"{len(train_set):,} images in batches of {batch_size} leave a batch of one, "
                 "but batch norm needs two: choose another batch_size."
             )
+
+
+def warn_if_not_image_by_image(model: nn.Module, dataset: ImageDataset) -> None:
+    """Warn if the logits of an image depend on the other images of its batch, or on chance.
+
+    In evaluation mode, only a mistake makes them do so, such as `Softmax(dim=0)`, or `F.dropout`
+    without `training=self.training`.
+    """
+    images, _, _ = dataset.get_batch(torch.tensor([0, len(dataset) - 1]))
+    with evaluation_mode(model):
+        once = model(images)
+        twice = model(torch.cat([images, images]))
+
+    if twice.shape[0] != 4 or not torch.allclose(once, twice[:2], rtol=1e-3, atol=1e-3):
+        warnings.warn(
+            "in evaluation mode the model's logits for an image depend on the other images of the "
+            "batch, or on chance, so its accuracy does, too: look for Softmax(dim=0), and for "
+            "F.dropout without training=self.training.",
+            stacklevel=3,
+        )
 
 
 def create_optimizer(
@@ -185,8 +216,8 @@ def create_optimizer(
 
     Raises:
         TypeError: The function returns something else.
-        ValueError: The function does not take the arguments of `fit`, or the optimizer needs a
-            closure.
+        ValueError: The function does not take the arguments of `fit`, the optimizer needs a
+            closure, or it does not hold all weights that can be trained.
     """
     parameters = model.parameters()
     try:
@@ -202,6 +233,15 @@ def create_optimizer(
         raise TypeError(f"optimizer must return a torch.optim.Optimizer, found {result!r}.")
     if isinstance(result, torch.optim.LBFGS):
         raise ValueError("optimizer must not need a closure, as LBFGS does: `fit` gives none.")
+
+    optimized = {id(weight) for group in result.param_groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and id(weight) not in optimized:
+            raise ValueError(
+                f"optimizer must hold all weights of the model that can be trained, but {name} is "
+                "missing: give it all parameters that it is called with. To leave some weights as "
+                "they are, use requires_grad_(False) on them."
+            )
     return result
 
 
@@ -214,7 +254,8 @@ def create_scheduler(
 
     Raises:
         TypeError: The function returns something else.
-        ValueError: The function does not take an optimizer and the number of steps.
+        ValueError: The function does not take an optimizer and the number of steps, or the
+            scheduler changes another optimizer or ends before the training.
     """
     remedy = (
         "Write a function, for example "
@@ -223,12 +264,15 @@ def create_scheduler(
 
     # Most of torch's schedulers take another number as their second argument, such as a period or
     # a factor. They would take the number of steps for it.
-    if isinstance(schedule, type) and schedule.__module__ == "torch.optim.lr_scheduler":
+    scheduler_class = schedule.func if isinstance(schedule, partial) else schedule
+    is_class = isinstance(scheduler_class, type)
+    if is_class and scheduler_class.__module__ == "torch.optim.lr_scheduler":
         second_argument = list(signature(schedule).parameters)[1]
         if second_argument not in NUMBER_OF_STEPS:
             raise ValueError(
                 "schedule is called with the optimizer and the number of steps of the training, "
-                f"but the second argument of {schedule.__name__} is {second_argument}. {remedy}"
+                f"but the second argument of {scheduler_class.__name__} is {second_argument}. "
+                f"{remedy}"
             )
 
     try:
@@ -245,6 +289,16 @@ def create_scheduler(
             "schedule must return a scheduler of torch whose step() takes no metric, "
             f"found {scheduler!r}."
         )
+    if scheduler.optimizer.param_groups[0] is not optimizer.param_groups[0]:
+        raise ValueError(
+            "schedule must return a scheduler of the optimizer that it is called with, found one "
+            "of another optimizer."
+        )
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < total_steps:
+        raise ValueError(
+            f"schedule ends after {scheduler.total_steps} steps, but the training has "
+            f"{total_steps}: use the number of steps that the function is called with."
+        )
     return scheduler
 
 
@@ -256,8 +310,8 @@ def check_loss(
     """Check on two images that a loss is the mean over a batch, and takes logits.
 
     Raises:
-        ValueError: The loss cannot be computed, is not one number, is a sum over the batch, or
-            takes log-probabilities.
+        ValueError: The loss cannot be computed, is not one number, has no gradient, is a sum over
+            the batch, takes log-probabilities, or is larger for right predictions.
     """
     images, labels, _ = train_set.get_batch(torch.tensor([0, len(train_set) - 1]))
     with evaluation_mode(model):
@@ -266,7 +320,7 @@ def check_loss(
     def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
         """Return the loss as a number."""
         try:
-            loss = loss_fn(logits, labels)
+            loss = loss_fn(logits.requires_grad_(), labels)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
                 f"loss_fn must take logits of shape {tuple(logits.shape)} and int64 labels of "
@@ -276,6 +330,11 @@ def check_loss(
             raise ValueError(
                 "loss_fn must return one number, the mean over the batch, found "
                 f'{describe_shape(loss)}. A loss of torch does so with reduction="mean".'
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "loss_fn must have a gradient, found none: compute it from the logits with "
+                "functions of torch, without argmax, detach or no_grad."
             )
         return loss.item()
 
@@ -298,6 +357,14 @@ def check_loss(
         raise ValueError(
             "loss_fn falls without bound as the logits grow, because it takes log-probabilities, "
             "as NLLLoss does. Use CrossEntropyLoss, or end the model with log_softmax."
+        )
+
+    right = loss_of(10 * perfect, labels)
+    wrong = loss_of(10 * perfect.roll(1, dims=1), labels)
+    if right > wrong:
+        raise ValueError(
+            f"loss_fn must be smaller for right predictions, found {right:.3g} for right and "
+            f"{wrong:.3g} for wrong ones: it has the wrong sign."
         )
 
 
@@ -330,6 +397,12 @@ def check_augmentation(augment: Augmentation, train_set: ImageDataset) -> None:
         raise ValueError(f"{expected}, found {changed.dtype}.")
     if not torch.isfinite(changed).all():
         raise ValueError(f"{expected}, found numbers that are not finite.")
+    if changed.max() > MAX_PIXEL:
+        warnings.warn(
+            f"{expected}, found pixels of up to {changed.max():.3g}: do not scale or normalise "
+            "them, `fit` does it afterwards.",
+            stacklevel=3,
+        )
 
 
 def warn_if_shared_images(train_sets: Sequence[ImageDataset], validation: ImageDataset) -> None:

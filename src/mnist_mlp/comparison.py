@@ -50,7 +50,7 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
 
     Raises:
         TypeError: An argument is not a tensor of bools.
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or are not one value per image.
 
     Example:
         >>> before = evaluate(old_model, splits.validation)
@@ -70,12 +70,12 @@ def compare(correct_a: torch.Tensor, correct_b: torch.Tensor) -> Comparison:
                 f"found a {type(correct).__name__}."
             )
 
-    n = len(correct_a)
-    if n != len(correct_b):
+    if correct_a.shape != correct_b.shape or correct_a.ndim != 1:
         raise ValueError(
-            "both models must be evaluated on the same images, "
-            f"found {n} and {len(correct_b)} images."
+            "both models must be evaluated on the same images, one value per image, found the "
+            f"shapes {tuple(correct_a.shape)} and {tuple(correct_b.shape)}."
         )
+    n = len(correct_a)
 
     gained = int((correct_b & ~correct_a).sum())
     lost = int((correct_a & ~correct_b).sum())

@@ -1,7 +1,7 @@
 """Data sets in memory, the stratified split, and batches in a reproducible order."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch.utils.data import Dataset, Subset
 # 0 to 1. All images that are trained on, evaluated, read or exported are normalised with these two.
 MEAN = 0.1307
 STD = 0.3081
+
+# If no pixel is larger, the scale is another one: 0 to 1, 0 to 16, or normalised.
+MAX_OF_ANOTHER_SCALE = 16
 
 # A batch: the images, the labels, and the teacher logits or None.
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
@@ -43,10 +46,12 @@ class ImageDataset(Dataset):
         teacher_logits: A teacher's logits for distillation, float of shape (N, classes), or None.
 
     Raises:
-        TypeError: The images, labels or teacher logits are not tensors.
-        ValueError: A dtype or shape is wrong, a label has no class, or there are no images.
+        TypeError: The images, labels or teacher logits are not tensors, or the classes have no
+            order.
+        ValueError: A dtype or shape is wrong, a label has no class, two classes have the same name,
+            or there are no images.
 
-    Warns if the pixels cannot be ink from 0 to 255 on a background of 0: if they are at most 1, or
+    Warns if the pixels cannot be ink from 0 to 255 on a background of 0: if they are at most 16, or
     if the corners of the images are bright.
 
     Example:
@@ -60,8 +65,18 @@ class ImageDataset(Dataset):
     teacher_logits: torch.Tensor | None = None
 
     def __post_init__(self):
+        # A set has another order in each process, and the order of a dict need not be the labels'.
+        if not isinstance(self.classes, Iterable) or isinstance(self.classes, (Set, Mapping)):
+            raise TypeError(
+                "classes must be a tuple or list of names, in the order of the labels, "
+                f"found {self.classes!r}."
+            )
+
         # The class is frozen, so that a data set cannot change while it is in use.
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"each class must have its own name, found {' '.join(self.classes)}.")
 
         tensors = {"images": self.images, "labels": self.labels}
         if self.teacher_logits is not None:
@@ -104,9 +119,11 @@ class ImageDataset(Dataset):
         if self.teacher_logits is not None and not self.teacher_logits.isfinite().all():
             raise ValueError("teacher_logits must be finite, found infinite ones or NaN.")
 
-        if self.images.max() == 1:
+        largest = int(self.images.max())
+        if 0 < largest <= MAX_OF_ANOTHER_SCALE:
             warnings.warn(
-                "the largest pixel is 1, expected ink of up to 255: multiply the images by 255.",
+                f"the largest pixel is {largest}, expected ink of up to 255: scale the images to "
+                "0 to 255, before they become uint8.",
                 stacklevel=3,
             )
         if self.images[:, ::27, ::27].float().mean() > 160:

@@ -119,7 +119,7 @@ def load(
             warnings.warn(warning, stacklevel=2)
             return replace(load("digits", seed=seed), warning=warning)
 
-    root = Path(root or default_root()).expanduser()
+    root = default_root() if root is None else Path(root).expanduser()
     if name == "mnist":
         train, test = load_mnist(root, download)
     elif name == "digits":

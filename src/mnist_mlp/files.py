@@ -22,12 +22,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; after the block, it replaces `path` in one step.
 
     Whatever happens, even a power loss, `path` has either its old content or the complete new
-    content. If several processes write at once, the last one wins.
+    content. If several processes write at once, the last one wins. If `path` is a link, the file
+    that it points to is replaced.
 
     Example:
         >>> with atomic_write(Path("notes.txt")) as temporary:
         ...     temporary.write_text("complete, or not there")
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 

@@ -4,14 +4,24 @@ Two trainings with equal identities give equal weights. So a checkpoint is conti
 training of the same identity. What is compared is content, never the name of a file or function.
 """
 
+import argparse
+import dis
 import hashlib
 import json
 import platform
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from enum import Enum
+from functools import cached_property, partial
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -22,6 +32,20 @@ from mnist_mlp.data import ImageDataset
 from mnist_mlp.recipe import Recipe
 
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+# Objects of these types are described although their classes are installed and have attributes.
+DESCRIBED_TYPES = (
+    torch.Tensor,
+    nn.Module,
+    partial,
+    Enum,
+    Mapping,
+    list,
+    tuple,
+    set,
+    SimpleNamespace,
+    argparse.Namespace,
+)
 
 
 def describe_training(
@@ -60,6 +84,7 @@ def describe_training(
         "network": describe_network(model),
         "settings of the network": plain_settings(model),
         "initial weights (SHA-256)": sha256_of(_weights(model)),
+        "frozen weights": _frozen_weights(model),
         "data (SHA-256)": sha256_of_datasets([*train_sets, validation]),
         "torch": str(torch.__version__),
         "python": f"{major}.{minor}",
@@ -131,6 +156,10 @@ def _weights(model: nn.Module) -> list[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+def _frozen_weights(model: nn.Module) -> list[str]:
+    return [name for name, weight in model.named_parameters() if not weight.requires_grad]
+
+
 def _digest(details: Any) -> str:
     return hashlib.sha256(json.dumps(details, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -166,6 +195,8 @@ def _details(value: Any, seen: dict[int, Any]) -> Any:
         return [_details(part, seen) for part in (value.__func__, value.__self__)]
     if isinstance(value, BuiltinFunctionType):
         return qualified_name(value)
+    if isinstance(value, ModuleType):
+        return value.__name__
     if isinstance(value, FunctionType):
         return _function_details(value, seen)
     if isinstance(value, type):
@@ -198,14 +229,58 @@ def _function_details(function: FunctionType, seen: dict[int, Any]) -> Any:
     for cell in function.__closure__ or ():
         used_values.append(cell.cell_contents)
 
-    # Lists, dicts and objects of a module often change while it runs, so they are left out.
-    for global_name in function.__code__.co_names:
-        value = function.__globals__.get(global_name)
-        is_constant = isinstance(value, (bool, int, float, str, tuple, torch.Tensor))
-        if is_constant or hasattr(value, "__qualname__"):
+    for value in _used_globals(function):
+        if _can_be_described(value):
             used_values.append(value)
 
     return [name, _code_details(function.__code__), _details(used_values, seen)]
+
+
+def _used_globals(function: FunctionType) -> list:
+    """Return the values of the module that a function uses, also in its inner functions.
+
+    Of another module of the user's own, these are the module and its values.
+    """
+    # Of `settings.width` the first name is a global one, and the second an attribute.
+    global_names = []
+    attribute_names = []
+    for code in _with_inner_functions(function.__code__):
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "LOAD_GLOBAL":
+                global_names.append(instruction.argval)
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                attribute_names.append(instruction.argval)
+
+    used_values = []
+    for global_name in dict.fromkeys(global_names):
+        value = function.__globals__.get(global_name)
+        used_values.append(value)
+
+        path = getattr(value, "__file__", None)
+        if isinstance(value, ModuleType) and path is not None and not _is_installed(path):
+            used_values += [vars(value).get(name) for name in dict.fromkeys(attribute_names)]
+    return used_values
+
+
+def _with_inner_functions(code: CodeType) -> list[CodeType]:
+    """Return the code of a function, and that of the functions and lambdas inside it."""
+    codes = [code]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            codes += _with_inner_functions(constant)
+    return codes
+
+
+def _can_be_described(value: Any) -> bool:
+    """Return whether a value of a module or class is a setting, a function or the user's own.
+
+    Other objects of installed packages, such as a logger, often hold half of the program.
+    """
+    if isinstance(value, DESCRIBED_TYPES):
+        return True
+    has_attributes = hasattr(value, "__dict__") and not hasattr(value, "__qualname__")
+    is_module = isinstance(value, ModuleType)
+    return is_module or not has_attributes or not _is_installed(_file_of(type(value)))
 
 
 def _code_details(code: CodeType) -> list:
@@ -232,9 +307,10 @@ def _class_details(cls: type, seen: dict[int, Any]) -> list:
                 attribute = attribute.__func__
             if isinstance(attribute, property):
                 attribute = attribute.fget
+            if isinstance(attribute, cached_property):
+                attribute = attribute.func
 
-            is_value = isinstance(attribute, (bool, int, float, str, tuple))
-            is_own_value = is_value and not name.startswith("__")
+            is_own_value = _can_be_described(attribute) and not name.startswith("__")
             if is_own_value or isinstance(attribute, FunctionType):
                 details.append([name, _details(attribute, seen)])
     return details

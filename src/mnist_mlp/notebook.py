@@ -21,7 +21,7 @@ from mnist_mlp.checkpoint import save_weights
 from mnist_mlp.comparison import compare
 from mnist_mlp.data import Splits
 from mnist_mlp.datasets import load
-from mnist_mlp.evaluation import Evaluation
+from mnist_mlp.evaluation import Evaluation, evaluate
 from mnist_mlp.files import atomic_write, repo_root
 from mnist_mlp.identity import describe_training, sha256_of_datasets
 from mnist_mlp.model import EnhancedNet
@@ -225,12 +225,15 @@ class Outputs:
             test: Its evaluation on the test set.
 
         Raises:
-            ValueError: The history is not of a training, or `test` is of other images.
+            ValueError: The history is not of a training, or `test` is of other images or of
+                another model.
         """
         if not self.history.epochs:
             raise ValueError("the history is empty: give it to fit(..., history=history).")
         if not torch.equal(test.labels, self.splits.test.labels):
             raise ValueError("test must be the evaluation of splits.test: the labels differ.")
+        if not torch.allclose(evaluate(model, self.splits.test).logits, test.logits, atol=1e-3):
+            raise ValueError("test must be the evaluation of this model: the logits differ.")
         path = output_path(f"models/enhanced_model{self.suffix}.pth")
         history = self.history
 
@@ -350,7 +353,16 @@ class RunLog:
             splits: The data set that the model was trained on.
             history: What `fit` has returned.
             validation: The evaluation of the model on `splits.validation`.
+
+        Raises:
+            ValueError: The history is not of a training, or `validation` is of other images.
         """
+        if not history.epochs:
+            raise ValueError("the history is empty: add what fit has returned.")
+        if not torch.equal(validation.labels, splits.validation.labels):
+            raise ValueError(
+                "validation must be the evaluation of splits.validation: the labels differ."
+            )
         history = copy.deepcopy(history)  # `fit` may fill the same one again
         settings = {
             "dataset": splits.name,

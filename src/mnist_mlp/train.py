@@ -28,6 +28,7 @@ from mnist_mlp.checks import (
     create_optimizer,
     create_scheduler,
     warn_if_constant_prediction,
+    warn_if_not_image_by_image,
     warn_if_rate_of_adamw,
     warn_if_shared_images,
     warn_if_stepped_by_epoch,
@@ -102,8 +103,9 @@ def fit(
         FloatingPointError: The loss diverges.
 
     Warns if something is probably not meant: a learning rate of another optimizer, validation
-    images that are training images too, a schedule that is almost at zero after the first epoch, or
-    the same prediction for all validation images, after half of the epochs or after the last one.
+    images that are training images too, a schedule that is almost at zero after the first epoch,
+    logits that depend on the other images of a batch, or the same prediction for all validation
+    images, after half of the epochs or after the last one.
 
     Example:
         >>> splits = load("mnist")
@@ -138,6 +140,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         check_outputs(model, validation)
         check_weights(model)
+        warn_if_not_image_by_image(model, validation)
         if loss_fn is not None:
             check_loss(loss_fn, model, train_sets[0])
         if augment is not None:
@@ -189,7 +192,7 @@ def fit(
 
     state = None
     if checkpoint is not None:
-        checkpoint = Path(checkpoint)
+        checkpoint = Path(checkpoint).expanduser()
         state = load_checkpoint(checkpoint, identity)
 
     if history is None:

@@ -1,6 +1,7 @@
 """A folder of pictures with one digit each, to classify, to label and to learn from."""
 
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ class Pictures:
             ValueError: `corrections` names a file that is not in the folder, or a label that is
                 not a digit.
         """
-        names = [path.name for path in self.paths]
+        # macOS writes an accent in a file's name as a character of its own; people rarely do.
+        names = [unicodedata.normalize("NFC", path.name) for path in self.paths]
         if corrections is None:
             if not self.true_digits:
                 return None
@@ -108,10 +110,13 @@ class Pictures:
                 f"corrections must be None or a dict such as {{{names[0]!r}: '1'}}, "
                 f"found {corrections!r}."
             )
-        unknown = sorted(corrections.keys() - set(names), key=str)
+        corrections = {
+            unicodedata.normalize("NFC", str(name)): digit for name, digit in corrections.items()
+        }
+        unknown = sorted(corrections.keys() - set(names))
         if unknown:
             raise ValueError(
-                f"corrections has {', '.join(map(str, unknown))}, "
+                f"corrections has {', '.join(unknown)}, "
                 f"expected names of files in the folder, such as {names[0]}."
             )
         for name, digit in corrections.items():

@@ -10,8 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from mnist_mlp.augment import random_warp
-from mnist_mlp.data import ImageDataset, epoch_generator
-from mnist_mlp.evaluation import evaluate
+from mnist_mlp.data import ImageDataset, check_dataset, epoch_generator
+from mnist_mlp.evaluation import check_network, evaluate
 from mnist_mlp.files import atomic_write, repo_root
 from mnist_mlp.identity import sha256_of
 
@@ -42,12 +42,18 @@ def precompute_teacher_logits(
     Returns:
         One data set per copy, with uint8 images and float16 `teacher_logits` of shape (N, classes).
 
-    Raises ValueError if a teacher has other classes than the data set, or the precision is unknown.
+    Raises ValueError if a teacher has other classes than the data set, or the precision is unknown,
+    TypeError if `dataset` is not an ImageDataset or `teachers` is not a list of networks.
     Source: Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022:
     teacher and student must see the same augmented image.
     """
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be 'float32' or 'bfloat16', found {precision!r}.")
+    check_dataset("dataset", dataset)
+    if not isinstance(teachers, (list, tuple)) or not teachers:
+        raise TypeError("teachers must be a list of one or more networks, such as [teacher].")
+    for teacher in teachers:
+        check_network(teacher)
 
     device = next(teachers[0].parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -84,11 +90,13 @@ def save_distillation_sets(
         path: The file; a relative path starts at the root of the repository.
         source: What the copies were made from, in plain values, for `read_source`.
 
-    Raises ValueError if there are no copies, or one has no teacher logits or other labels.
+    Raises TypeError if a copy is not an ImageDataset, ValueError if there are no copies, or one has
+    no teacher logits or other labels.
     """
     images = []
     logits = []
     for augmented in sets:
+        check_dataset("a copy", augmented)
         if augmented.teacher_logits is None:
             raise ValueError(
                 "a copy has no teacher logits: use the sets that precompute_teacher_logits returns."
@@ -145,7 +153,7 @@ def read_source(path: str | Path) -> dict:
 
     Raises FileNotFoundError if there is no such file, ValueError if it is damaged.
     """
-    return _read_file(repo_root() / path)["source"]
+    return _read_file(repo_root() / Path(path).expanduser())["source"]
 
 
 def describe_dataset(dataset: ImageDataset) -> dict[str, str | list[str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from multiprocessing import parent_process
+from numbers import Real
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -42,6 +43,13 @@ RUN_DEFAULTS: dict[str, Any] = {
     "all_images": False,  # True: train on the validation images too
     "disturbed_share": 0.0,  # the fraction of each batch that `strong_augment` changes
 }
+
+# The fields whose values are floats.
+FLOAT_FIELDS = [
+    name
+    for name, default in {**RUN_DEFAULTS, **Recipe().asdict()}.items()
+    if isinstance(default, float)
+]
 
 # The modules that no training uses: if they change, the records stay valid.
 NOT_IN_TRAINING = ("notebook.py", "plots.py")
@@ -78,9 +86,14 @@ def with_defaults(run: dict) -> dict:
     The precision "auto" becomes the precision that this machine uses.
 
     Raises:
-        TypeError: A field is unknown or has a value of another type.
+        TypeError: The run is not a dict, or a field is unknown or has a value of another type.
         ValueError: A value is out of range, or the data set is "auto".
     """
+    if not isinstance(run, dict):
+        raise TypeError(
+            f"a run must be a dict of the fields that differ from the default, found {run!r}. "
+            "sweep takes a list of runs."
+        )
     extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
 
     if extras["dataset"] == "auto":  # its records would be those of one or the other data set
@@ -96,10 +109,9 @@ def with_defaults(run: dict) -> dict:
         raise ValueError(f"model must be {expected}, found {extras['model']!r}.")
     if not isinstance(extras["all_images"], bool):
         raise TypeError(f"all_images must be True or False, found {extras['all_images']!r}.")
-    if not 0 <= extras["disturbed_share"] <= 1:
-        raise ValueError(
-            f"disturbed_share must be a number from 0 to 1, found {extras['disturbed_share']!r}."
-        )
+    share = extras["disturbed_share"]
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
+        raise ValueError(f"disturbed_share must be a number from 0 to 1, found {share!r}.")
 
     recipe = recipe_of(run)
     is_elastic = recipe.elastic_strength != Recipe.elastic_strength
@@ -110,7 +122,12 @@ def with_defaults(run: dict) -> dict:
         )
 
     precision = resolve_precision(recipe.precision, recipe.device or "cpu")
-    return {**extras, **recipe.asdict(), "precision": precision}
+    whole_run = {**extras, **recipe.asdict(), "precision": precision}
+
+    # Otherwise 0 and 0.0, or a NumPy number, would be another run.
+    for name in FLOAT_FIELDS:
+        whole_run[name] = float(whole_run[name])
+    return whole_run
 
 
 def recipe_of(run: dict) -> Recipe:
@@ -164,8 +181,8 @@ def sweep(runs: Iterable[dict], folder: str | Path, threads: int = 1) -> list[di
     """
     folder = Path(folder).expanduser()
     runs = list(runs)
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, found {threads!r}.")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be a whole number of at least 1, found {threads!r}.")
     runs_by_name = {run_name(run): with_defaults(run) for run in runs}
 
     # A folder that cannot be written to must not be noticed only after a training.
