@@ -14,7 +14,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting labels profile \
+.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting generalisation read-folder labels profile \
 	scaling figures bench tune tune-baselines
 
 help:  ## list the commands
@@ -95,6 +95,12 @@ ablation: ideas  ## from the course project's recipe to the best and the most ro
 
 handwriting: .venv/notebook.installed  ## a network for the handwriting of many countries: 15 minutes
 	$(BIN)/python benchmarks/accuracy/handwriting.py
+
+generalisation: .venv/notebook.installed  ## read pictures of many kinds, beside the usual tutorial: 3 minutes
+	$(BIN)/python benchmarks/accuracy/generalisation.py
+
+read-folder: .venv/notebook.installed  ## the same for your pictures: FOLDER=folder with labels.csv
+	$(BIN)/python benchmarks/accuracy/generalisation.py "$(FOLDER)"
 
 labels: .venv/understand.installed  ## MNIST's training labels that are probably wrong: 2 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/accuracy/labels.py

@@ -1,5 +1,7 @@
 """Batches have torchvision's bits and a reproducible order, and the split is stratified."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,18 @@ def test_concatenate_has_the_images_of_both_with_their_labels(toy):
     assert torch.equal(both.images, torch.cat([toy[0].images, toy[1].images]))
     assert torch.equal(both.labels, torch.cat([toy[0].labels, toy[1].labels]))
     assert both.classes == toy[0].classes
+
+
+def test_concatenate_keeps_the_teachers_logits(toy):
+    parts = []
+    for dataset in toy[:2]:
+        logits = torch.rand(len(dataset), len(dataset.classes), dtype=torch.float16)
+        parts.append(replace(dataset, teacher_logits=logits))
+
+    both = concatenate(*parts)
+
+    expected = torch.cat([part.teacher_logits for part in parts])
+    assert torch.equal(both.teacher_logits, expected)
 
 
 def test_concatenate_refuses_what_it_would_lose(toy):

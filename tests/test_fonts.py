@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.ndimage import maximum_filter
 
@@ -30,26 +31,42 @@ def test_read_half_splits_the_fonts_in_two():
 def test_write_with_pens_has_every_pen_and_slant():
     two_fonts = list(fonts.read_half(1).values())[:2]
 
-    datasets = fonts.write_with_pens(two_fonts)
+    pictures = fonts.write_with_pens(two_fonts)
 
-    ink = [(dataset.images > 127).float().mean() for dataset in datasets.values()]
-    assert list(datasets) == ["thin", "medium", "thick"]
+    ink = [sum((1 - picture).sum() for picture, _ in of_pen) for of_pen in pictures.values()]
+    assert list(pictures) == ["thin", "medium", "thick"]
     assert ink[0] < ink[1] < ink[2]
-    thin = datasets["thin"]
-    assert thin.labels.tolist() == 2 * [digit for digit in range(10) for _ in range(3)]
+    digits = [digit for _, digit in pictures["thin"]]
+    assert digits == 2 * [digit for digit in "0123456789" for _ in range(3)]
+
+
+def test_font_digits_are_the_pictures_as_to_mnist_reads_them(monkeypatch):
+    all_fonts = fonts.read_half(1)
+    two_fonts = {name: all_fonts[name] for name in ["Playwrite AR", next(iter(all_fonts))]}
+    monkeypatch.setattr(fonts, "read_half", lambda half: two_fonts)
+
+    pictures = fonts.font_pictures(1)
+    datasets = fonts.font_digits(1)
+
+    assert len(datasets) == 6  # two groups of fonts, three pens
+    for group, dataset in datasets.items():
+        assert len(dataset) == len(pictures[group]) == 30
+        for i, (picture, digit) in enumerate(pictures[group]):
+            assert int(dataset.labels[i]) == int(digit)
+            assert torch.equal(dataset.images[i], to_mnist(picture))
 
 
 def test_write_with_pens_slants_as_pillow_does():
     font = fonts.read_half(1)["Playwrite AR"]
     picture = Image.fromarray(np.pad(font[4], 16))
 
-    images = fonts.write_with_pens([font])["thin"].images[12:15]
+    pictures = fonts.write_with_pens([font])["thin"][12:15]
 
-    for image, slant in zip(images, fonts.SLANTS, strict=True):
+    for (drawn, _), slant in zip(pictures, fonts.SLANTS, strict=True):
         shear = (1, slant, -slant * 40, 0, 1, 0)  # around the middle row
         slanted = picture.transform((80, 80), Image.AFFINE, shear, Image.BILINEAR)
-        expected = to_mnist(1 - np.asarray(slanted))
-        assert (image.int() - expected.int()).abs().float().mean() < 4
+        difference = to_mnist(drawn).int() - to_mnist(1 - np.asarray(slanted)).int()
+        assert difference.abs().float().mean() < 4
 
 
 def test_ones_are_the_school_fonts_of_a_half():

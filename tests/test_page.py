@@ -13,15 +13,11 @@ import torch
 from helpers import ROOT, few_or_all, paste_digit
 from PIL import Image
 from test_pad import RENDER
-from test_read_pictures import KINDS, enlarged
 
-<<<<<<< HEAD
 from mnist_lab.figures import explain
-from mnist_lab.handwriting.preprocess import analyse, thicken_and_centre
-from mnist_lab.handwriting.read import read as read_with_python
-=======
+from mnist_lab.handwriting.photos import KINDS, enlarge
 from mnist_lab.handwriting.preprocess import analyse
->>>>>>> wpictures
+from mnist_lab.handwriting.read import read as read_with_python
 from mnist_lab.research.understanding import logits_of
 from mnist_mlp import EnhancedNet, load, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -187,17 +183,10 @@ def read_by_python(picture: np.ndarray) -> PageReading:
     try:
         analysed = analyse(picture)
     except ValueError:  # there is no ink
-<<<<<<< HEAD
         return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [], [])
-    images = torch.stack([thicken_and_centre(digit.strength) for digit in analysed.digits])
     row_lengths = [len(row) for row in analysed.rows]
     boxes = [[digit.left, digit.top, digit.width, digit.height] for digit in analysed.digits]
-    return PageReading(images, torch.empty(0, 10), boxes, row_lengths, analysed.warnings)
-=======
-        return PageReading(torch.empty(0, 28, 28), torch.empty(0, 10), [], [])
-    row_lengths = [len(row) for row in analysed.rows]
-    return PageReading(analysed.images, torch.empty(0, 10), row_lengths, analysed.warnings)
->>>>>>> wpictures
+    return PageReading(analysed.images, torch.empty(0, 10), boxes, row_lengths, analysed.warnings)
 
 
 def assert_same_reading(answer: PageReading, expected: PageReading) -> None:
@@ -242,7 +231,7 @@ def test_page_drops_lines_edges_and_crops_as_python_does(page, mnist, count):
     pictures = []
     for make_picture in KINDS.values():
         for i in range(count):
-            picture = make_picture(enlarged(mnist.test.images[i]), np.random.default_rng(i))
+            picture = make_picture(enlarge(mnist.test.images[i]), np.random.default_rng(i))
             pictures.append(picture * 255 if picture.max() == 1 else picture)
 
     answers = read(page, pictures)

@@ -7,7 +7,7 @@ from helpers import ROOT
 from scipy import ndimage
 
 from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
-from mnist_lab.handwriting.synthetic import _hand_drawn, synthetic_digits
+from mnist_lab.handwriting.synthetic import _hand_drawn, synthetic_digits, synthetic_other_marks
 from mnist_lab.research.convnet import ConvNet
 from mnist_mlp import evaluate, load_weights
 from mnist_mlp.data import ImageDataset
@@ -45,6 +45,26 @@ def test_synthetic_digits_have_every_pen_and_form(digits):
     assert len(digits.images.flatten(1).unique(dim=0)) == 400
     assert ink.quantile(0.9) > 2 * ink.quantile(0.1)
     assert ((digits.labels.bincount() - expected).abs() <= 4 * expected.sqrt()).all()
+
+
+def test_no_pen_fills_the_loops_of_a_digit(digits):
+    """A 9 with a filled head looks like a 1."""
+    for label in (0, 8, 9):
+        images = digits.images[digits.labels == label].numpy()
+        n_with_a_loop = 0
+        for image in images:
+            _, n_areas = ndimage.label(np.pad(image, 1) < 192)
+            n_with_a_loop += n_areas > 1
+        assert n_with_a_loop >= 0.9 * len(images)
+
+
+def test_other_marks_depend_on_the_seed_alone_and_are_unlike_each_other():
+    marks = synthetic_other_marks(60, seed=3)
+
+    assert torch.equal(marks, synthetic_other_marks(60, seed=3))
+    assert not torch.equal(marks, synthetic_other_marks(60, seed=4))
+    assert len(marks.flatten(1).unique(dim=0)) == 60
+    assert (marks.amax(dim=(1, 2)) == 255).all()
 
 
 def test_other_network_reads_synthetic_digits(digits):

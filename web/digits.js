@@ -28,6 +28,7 @@ const MIN_COVERAGE = 0.7; // of a line from edge to edge is ink
 const MIN_LINE_LENGTH = 0.4; // of the picture's side: a printed box is at least as long
 const MAX_LINE_WIDTH = 0.06; // of the picture's shorter side
 const MAX_SINGLE_LINE_WIDTH = 0.035; // the same for a line that has no other beside or across it
+const MAX_RELATIVE_LINE_WIDTH = 2.5; // of the widest line from edge to edge: a wider run is a stroke
 const NEAR = 0.04; // of the picture's longer side: how far lines that meet may miss each other
 
 const MAX_HOLES = 3; // of two pixels or more: a digit has two, and a pen leaves another one
@@ -777,11 +778,15 @@ function printed(lines, across, strength) {
   if (isSingle && !isNoStroke(through[0], strength)) through = [];
 
   let limit = Infinity;
-  if (through.length > 0) limit = maxStrength(median(through.map((line) => line.strength)));
+  let maxWidth = Infinity;
+  if (through.length > 0) {
+    limit = maxStrength(median(through.map((line) => line.strength)));
+    maxWidth = MAX_RELATIVE_LINE_WIDTH * Math.max(...through.map((line) => line.width));
+  }
 
   const isRuled = through.length >= 2;
   const sides = lines.filter((line) => {
-    if (line.isThrough || line.strength > limit) return false;
+    if (line.isThrough || line.strength > limit || line.width > maxWidth) return false;
     if (isRuled && limit < 1) return true; // as faint as the others, so it is no stroke
     if (line.isBroken) return false;
     return meets(line, line.start, across, strength, isRuled)

@@ -180,7 +180,9 @@ def explain(picture: Picture) -> Figure:
     """
     page = analyse(picture)
     ink = page.ink
-    figure, axes = plt.subplots(1, 5, figsize=(12, 3), layout="constrained")
+    height, width = page.grey.shape
+    figure_height = min(5, 0.9 + 2.3 * height / width)  # inches; each picture is 2.3 wide
+    figure, axes = plt.subplots(1, 5, figsize=(12, figure_height), layout="constrained")
     titles = ["The picture", "Its paper", "The ink", "The digits", "What the network sees"]
     for ax, title in zip(axes, titles, strict=True):
         ax.set_axis_off()

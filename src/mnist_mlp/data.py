@@ -234,7 +234,7 @@ def concatenate(first: ImageDataset, second: ImageDataset) -> ImageDataset:
     """Return one data set with the images of both.
 
     Raises:
-        ValueError: The classes differ, or one of the data sets has teacher logits.
+        ValueError: The classes differ, or only one of the data sets has teacher logits.
 
     Example:
         >>> everything = concatenate(splits.train, splits.validation)  # after all choices are made
@@ -244,12 +244,15 @@ def concatenate(first: ImageDataset, second: ImageDataset) -> ImageDataset:
             f"both data sets must have the same classes, found {' '.join(first.classes)} "
             f"and {' '.join(second.classes)}."
         )
-    if first.teacher_logits is not None or second.teacher_logits is not None:
-        raise ValueError("data sets with teacher logits cannot be concatenated.")
+    if (first.teacher_logits is None) != (second.teacher_logits is None):
+        raise ValueError("both data sets must have teacher logits or none, found one with them.")
 
     images = torch.cat([first.images, second.images])
     labels = torch.cat([first.labels, second.labels])
-    return ImageDataset(images, labels, first.classes)
+    teacher_logits = None
+    if first.teacher_logits is not None:
+        teacher_logits = torch.cat([first.teacher_logits, second.teacher_logits])
+    return ImageDataset(images, labels, first.classes, teacher_logits)
 
 
 def batches(

@@ -1,10 +1,8 @@
 """The digits of handwriting fonts: a test of handwriting from many people and countries."""
 
-from collections.abc import Iterable, Mapping
-from statistics import mean
+from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from scipy.ndimage import affine_transform, maximum_filter
@@ -52,14 +50,15 @@ def read_half(half: int) -> dict[str, np.ndarray]:
     return {name: fonts[name] for name in names}
 
 
-def font_digits(half: int) -> dict[str, ImageDataset]:
-    """Return the digits of half of the fonts, as `to_mnist` reads them.
+def font_pictures(half: int) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Return pictures of the digits of half of the fonts.
 
     Args:
         half: As for `read_half`.
 
     Returns:
-        A data set per group of fonts and pen, such as "school fonts, thin pen".
+        Pictures with their digits, as `write_with_pens` returns them, per group of fonts and pen,
+        such as "school fonts, thin pen".
     """
     school_fonts = []
     other_fonts = []
@@ -69,34 +68,47 @@ def font_digits(half: int) -> dict[str, ImageDataset]:
         else:
             other_fonts.append(digits)
 
+    groups = {}
+    for pen, pictures in write_with_pens(school_fonts).items():
+        groups[f"school fonts, {pen} pen"] = pictures
+    for pen, pictures in write_with_pens(other_fonts).items():
+        groups[f"other fonts, {pen} pen"] = pictures
+    return groups
+
+
+def font_digits(half: int) -> dict[str, ImageDataset]:
+    """Return a data set per group of fonts and pen: `font_pictures` as `to_mnist` reads them.
+
+    Args:
+        half: As for `read_half`.
+    """
     datasets = {}
-    for pen, dataset in write_with_pens(school_fonts).items():
-        datasets[f"school fonts, {pen} pen"] = dataset
-    for pen, dataset in write_with_pens(other_fonts).items():
-        datasets[f"other fonts, {pen} pen"] = dataset
+    for group, pictures in font_pictures(half).items():
+        images = torch.stack([to_mnist(picture) for picture, _ in pictures])
+        labels = torch.tensor([int(digit) for _, digit in pictures])
+        datasets[group] = ImageDataset(images, labels)
     return datasets
 
 
-def write_with_pens(fonts: Iterable[np.ndarray]) -> dict[str, ImageDataset]:
-    """Return the digits of fonts by pen in `PENS`, each at every slant in `SLANTS`.
+def write_with_pens(fonts: Iterable[np.ndarray]) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Return pictures of the digits of fonts by pen in `PENS`, each at every slant in `SLANTS`.
 
     Args:
         fonts: The digits of each font, as `read_fonts` returns them.
+
+    Returns:
+        By pen, pictures of dark ink on white paper, floats from 0 to 1, each with its digit.
     """
     digits = np.concatenate(list(fonts))
 
-    # Each font has the digits 0 to 9 in this order, and each digit becomes an image per slant.
-    labels_of_digits = torch.arange(len(digits)).remainder(10)
-    labels = labels_of_digits.repeat_interleave(len(SLANTS))
-
-    datasets = {}
+    pictures: dict[str, list[tuple[np.ndarray, str]]] = {}
     for pen, dilation in PENS.items():
-        images = []
-        for digit in digits:
+        pictures[pen] = []
+        for number, digit in enumerate(digits):
             thickened = maximum_filter(np.pad(digit, MARGIN), dilation)
-            images += [to_mnist(1 - _slant(thickened, slant)) for slant in SLANTS]
-        datasets[pen] = ImageDataset(torch.stack(images), labels)
-    return datasets
+            name = str(number % 10)  # each font has the digits 0 to 9 in this order
+            pictures[pen] += [(1 - _slant(thickened, slant), name) for slant in SLANTS]
+    return pictures
 
 
 def _slant(picture: np.ndarray, slant: float) -> np.ndarray:
@@ -124,41 +136,3 @@ def ones(half: int) -> tuple[list[str], torch.Tensor]:
             names.append(name.removeprefix(SCHOOL).strip())
             images.append(to_mnist(1 - np.pad(digits[1], MARGIN)))
     return names, torch.stack(images)
-
-
-def read_results() -> dict:
-    """Return the record of `make handwriting`.
-
-    Raises:
-        OSError: The record is missing.
-        ValueError: The record is damaged.
-    """
-    schema = {"images": dict, "before": dict, "runs": list, "test_images": int}
-    return read_json(FONT_SHEET.with_name("handwriting.json"), schema)
-
-
-def results_table(record: Mapping) -> pd.DataFrame:
-    """Return the accuracy on each set of images, from the record of `make handwriting`."""
-    before = record["before"]
-    runs = record["runs"]
-
-    test_images = record["test_images"]
-    correct_after = mean(run["test_correct"] for run in runs)
-    rows = {
-        "MNIST's test set": {
-            "images": f"{test_images:,}",
-            "before": f"{before['test_correct'] / test_images:.2%}",
-            "after, mean of the seeds": f"{correct_after / test_images:.2%}",
-        }
-    }
-
-    for name, images_per_digit in record["images"].items():
-        count = sum(images_per_digit)
-        correct_before = sum(before["handwriting"][name])
-        correct_after = mean(sum(run["handwriting"][name]) for run in runs)
-        rows[name] = {
-            "images": f"{count:,}",
-            "before": f"{correct_before / count:.1%}",
-            "after, mean of the seeds": f"{correct_after / count:.1%}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")

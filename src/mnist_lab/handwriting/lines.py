@@ -18,6 +18,7 @@ MIN_COVERAGE = 0.7  # of a line from edge to edge is ink
 MIN_LENGTH = 0.4  # of the picture's side: a printed box is at least as long
 MAX_WIDTH = 0.06  # of the picture's shorter side
 MAX_SINGLE_WIDTH = 0.035  # the same for a line that has no other beside or across it
+MAX_RELATIVE_WIDTH = 2.5  # of the widest line from edge to edge: a wider run is a stroke
 NEAR = 0.04  # of the picture's longer side: how far lines that meet may miss each other
 
 
@@ -214,15 +215,17 @@ def _printed(lines: list[Line], across: list[Line], strength: np.ndarray) -> lis
     if is_single and not _is_no_stroke(through[0], strength):
         through = []
 
-    # A line is as black as the others.
+    # A line is as black and as wide as the others.
     max_strength = math.inf
+    max_width = math.inf
     if through:
+        max_width = MAX_RELATIVE_WIDTH * max(line.width for line in through)
         max_strength = _max_strength(float(np.median([line.strength for line in through])))
 
     is_ruled = len(through) >= 2
     sides = []
     for line in lines:
-        if line.is_through or line.strength > max_strength:
+        if line.is_through or line.strength > max_strength or line.width > max_width:
             continue
         if is_ruled and max_strength < 1:
             sides.append(line)  # as faint as the others, so it is no stroke

@@ -10,7 +10,7 @@ from mnist_lab.handwriting.preprocess import analyse
 from mnist_mlp.data import ImageDataset
 from mnist_mlp.evaluation import class_names_of, evaluate
 
-MIN_PROBABILITY = 0.8  # of an answer: a less probable one is in doubt
+MIN_PROBABILITY = 0.9  # of an answer: a less probable one is in doubt
 MAX_LISTED = 3  # answers in doubt: of more, only the number is told
 
 

@@ -6,12 +6,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from scipy.interpolate import make_interp_spline
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter, label
 
 from mnist_lab.handwriting.preprocess import thicken_and_centre
-from mnist_lab.handwriting.styles import FORMS, ONE_PERSON
+from mnist_lab.handwriting.styles import FORMS, NO_DIGITS, ONE_PERSON
 from mnist_mlp.data import ImageDataset
 
+THINNEST_PEN = 0.04  # width of the pen, as a part of the square's side
+THICKEST_PEN = 0.2
+SHARE_OF_LETTERS = 0.6  # of the other marks; the rest are scribbles
+MIN_LOOP = 32  # pixels of the square: two of an image that is 28x28
 SIDE = 112  # pixels of the square on which a digit is drawn before it is reduced to 28x28
 
 
@@ -35,20 +39,57 @@ def synthetic_digits(count: int, seed: int = 0) -> ImageDataset:
     labels = []
     for choice in rng.integers(0, len(forms), count):
         label, form = forms[choice]
-        lines = _hand_drawn(form, rng)
-
-        # The longer side of the digit becomes 0.72 of the square.
-        points = np.concatenate(lines)
-        low = points.min(axis=0)
-        high = points.max(axis=0)
-        scale = 0.72 * SIDE / (high - low).max()
-        centred = [(line - (low + high) / 2) * scale + SIDE / 2 for line in lines]
-
-        ink = _draw(centred, (SIDE, SIDE), SIDE * rng.uniform(0.04, 0.2))
-        images.append(thicken_and_centre(ink))
+        images.append(_image(_hand_drawn(form, rng), rng))
         labels.append(label)
-
     return ImageDataset(torch.stack(images), torch.tensor(labels))
+
+
+def synthetic_other_marks(count: int, seed: int = 0) -> torch.Tensor:
+    """Return images of what is no digit: letters in a random hand, and scribbles.
+
+    Args:
+        count: The number of images.
+        seed: The seed of the random numbers. The same seed gives the same images.
+
+    Returns:
+        Images as `to_mnist` would return them, uint8 of shape (count, 28, 28).
+    """
+    rng = np.random.default_rng(seed)
+    letters = list(NO_DIGITS.values())
+
+    images = []
+    for _ in range(count):
+        if rng.random() < SHARE_OF_LETTERS:
+            form = letters[rng.integers(len(letters))]
+        else:
+            form = _scribble(rng)
+        # A thick pen would make a 1 or an 8 of many a scribble.
+        images.append(_image(_hand_drawn(form, rng), rng, THICKEST_PEN / 2))
+    return torch.stack(images)
+
+
+def _scribble(rng: np.random.Generator) -> str:
+    """Return a form of two or three strokes through random points."""
+    strokes = []
+    for _ in range(rng.integers(2, 4)):
+        points = rng.integers((0, 0), (70, 100), (rng.integers(5, 9), 2))
+        strokes.append(" ".join(f"{x},{y}" for x, y in points))
+    return " / ".join(strokes)
+
+
+def _image(
+    lines: list[np.ndarray], rng: np.random.Generator, thickest_pen: float = THICKEST_PEN
+) -> torch.Tensor:
+    """Return lines, drawn with a random pen, as `to_mnist` would return them."""
+    # The longer side becomes 0.72 of the square.
+    points = np.concatenate(lines)
+    low = points.min(axis=0)
+    high = points.max(axis=0)
+    scale = 0.72 * SIDE / (high - low).max()
+    centred = [(line - (low + high) / 2) * scale + SIDE / 2 for line in lines]
+
+    ink = _draw_legibly(centred, SIDE * rng.uniform(THINNEST_PEN, thickest_pen))
+    return thicken_and_centre(ink)
 
 
 def _hand_drawn(form: str, rng: np.random.Generator) -> list[np.ndarray]:
@@ -101,6 +142,30 @@ def _curves(
         curve = make_interp_spline(range(len(points)), points, k=degree)
         curves.append(curve(np.linspace(0, len(points) - 1, 60)))
     return curves
+
+
+def _draw_legibly(lines: list[np.ndarray], pen: float) -> np.ndarray:
+    """Return lines on the square, drawn as `_draw` does, with loops where a thin pen draws loops.
+
+    A pen that fills a loop, or closes an open one, is replaced by thinner ones until it does not:
+    a 9 with a filled head may as well be a 1.
+    """
+    thin = THINNEST_PEN * SIDE
+    n_loops = _count_loops(_draw(lines, (SIDE, SIDE), thin))
+    while pen > thin:
+        ink = _draw(lines, (SIDE, SIDE), pen)
+        if _count_loops(ink) == n_loops:
+            return ink
+        pen *= 0.8
+    return _draw(lines, (SIDE, SIDE), thin)
+
+
+def _count_loops(ink: np.ndarray) -> int:
+    """Return the number of areas of paper that ink encloses and that are still there in 28x28."""
+    areas, _ = label(ink < 0.5)
+    sizes = np.bincount(areas.ravel())[1:]  # without the ink
+    n_areas = (sizes >= MIN_LOOP).sum()
+    return int(n_areas) - 1  # the paper around the digit
 
 
 def _draw(lines: list[np.ndarray], size: tuple[int, int], pen: float) -> np.ndarray:
