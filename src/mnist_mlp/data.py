@@ -250,7 +250,7 @@ def concatenate(first: ImageDataset, second: ImageDataset) -> ImageDataset:
     images = torch.cat([first.images, second.images])
     labels = torch.cat([first.labels, second.labels])
     teacher_logits = None
-    if first.teacher_logits is not None:
+    if first.teacher_logits is not None and second.teacher_logits is not None:
         teacher_logits = torch.cat([first.teacher_logits, second.teacher_logits])
     return ImageDataset(images, labels, first.classes, teacher_logits)
 
