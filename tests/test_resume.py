@@ -175,7 +175,8 @@ def assert_refused(checkpoint, match, model, train, validation, recipe=RECIPE, *
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 0.02}, {"epochs": 5}, {"select": "last epoch"}]
+    "change",
+    [{"learning_rate": 0.02}, {"clip_norm": 1.0}, {"epochs": 5}, {"select": "last epoch"}],
 )
 def test_fit_refuses_a_checkpoint_of_another_recipe(toy, checkpoint, change):
     recipe = replace(RECIPE, **change)

@@ -205,6 +205,53 @@ def test_fit_uses_custom_components(toy):
     assert history.epochs[-1]["validation_loss"] == evaluate(model, validation).loss
 
 
+def full_batch_gradients(model, train) -> list[torch.Tensor]:
+    """Return the gradient of each weight for a batch of all training images."""
+    inputs = (train.images.flatten(1) / 255 - 0.1307) / 0.3081
+    loss = nn.CrossEntropyLoss()(model(inputs), train.labels)
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+# One step of plain gradient descent for a batch of all images.
+ONE_STEP = replace(
+    RECIPE,
+    epochs=1,
+    batch_size=130,
+    learning_rate=0.5,
+    weight_decay=0.0,
+    ema_decay=0.0,
+    augment_strength=0.0,
+    select="last epoch",
+)
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 0.3, 1000.0, 0.0])
+def test_clip_norm_scales_larger_gradients_down_to_it(toy, clip_norm):
+    start = small_net()
+    gradients = full_batch_gradients(start, toy[0])
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+    assert 0.3 < norm < 1000
+    scale = min(1.0, clip_norm / norm) if clip_norm > 0 else 1.0
+
+    model = small_net()
+    recipe = replace(ONE_STEP, clip_norm=clip_norm, schedule="constant")
+    fit(model, *toy, recipe, optimizer=torch.optim.SGD)
+
+    for weight, first, gradient in zip(
+        model.parameters(), start.parameters(), gradients, strict=True
+    ):
+        torch.testing.assert_close(weight, first - 0.5 * scale * gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_clip_norm_above_every_gradient_changes_no_bit(toy):
+    model, clipped = small_net(), small_net()
+
+    fit(model, *toy, RECIPE)
+    fit(clipped, *toy, replace(RECIPE, clip_norm=1e9))
+
+    assert same_weights(model, clipped)
+
+
 def test_fit_trains_with_an_edited_forward(toy, monkeypatch):
     """A network that ignores the images cannot train its first layer."""
     forward = EnhancedNet.forward

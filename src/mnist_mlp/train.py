@@ -114,7 +114,9 @@ def fit(
         >>> history.epochs[-1]["validation_accuracy"]
 
     Sources: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019; Smith & Topin,
-    "Super-convergence", 2018; Polyak & Juditsky, "Stochastic approximation by averaging", 1992.
+    "Super-convergence", 2018; Polyak & Juditsky, "Stochastic approximation by averaging", 1992;
+    Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013
+    (clipping).
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe(...), found {recipe!r}.")
@@ -362,6 +364,8 @@ def train_epoch(
 
         optimizer.zero_grad()
         loss.backward()
+        if recipe.clip_norm > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         scheduler.step()
         average.update_parameters(model)
