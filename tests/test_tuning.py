@@ -345,8 +345,8 @@ def test_other_normalisation_normalises_the_pixels(digits):
 
 def test_notebook_quotes_the_record_and_searches_its_space(record):
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    first = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 6. "))
-    last = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 7. "))
+    first = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 8. "))
+    last = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 9. "))
     section = cells[first:last]
 
     text = " ".join(cell.source for cell in section if cell.cell_type == "markdown")
