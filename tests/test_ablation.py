@@ -20,7 +20,7 @@ from mnist_lab.research import ablation, robustness
 from mnist_lab.research.calibration import calibration, with_temperature
 from mnist_lab.research.convnet import ConvNet
 from mnist_lab.research.corruptions import CORRUPTIONS, corrupt
-from mnist_lab.research.sweep import sweep
+from mnist_lab.research.sweep import sweep, with_defaults
 from mnist_mlp import EnhancedNet, evaluate, load_weights, notebook, plots
 
 FOLDER = ROOT / "benchmarks" / "accuracy"
@@ -66,7 +66,8 @@ def test_record_has_the_configurations_of_the_script(scripts):
     assert (RECORD["best"], RECORD["robust"]) == (script.BEST, script.ROBUST)
     for name, configuration in CONFIGURATIONS.items():
         runs = configuration["runs"]
-        assert configuration["recipe"] == script.recipe(name)
+        expected = with_defaults(script.CONFIGURATIONS[name])
+        assert with_defaults(configuration["recipe"]) == expected
         assert configuration["compared_with"] == script.COMPARED_WITH.get(name)
         assert [run["seed"] for run in runs] == [run["seed"] for run in script.runs(name)]
         assert len(runs) == (10 if name == script.BEST else 5)

@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT
 
 from mnist_lab.research.understanding import read_labels
-from mnist_mlp import EnhancedNet, ImageDataset, evaluate, fit, load_weights
+from mnist_mlp import EnhancedNet, ImageDataset, Recipe, evaluate, fit, load_weights
 from mnist_mlp.datasets import default_root, load_mnist
 
 FOLDER = ROOT / "benchmarks" / "accuracy"
@@ -79,7 +79,7 @@ def test_cross_validated_predicts_only_unseen_images(script):
 
 def test_record_describes_mnists_training_labels(script, record, mnist):
     assert read_labels() == record
-    assert record["recipe"] == script.RECIPE.asdict()
+    assert Recipe(**record["recipe"]) == script.RECIPE
     assert record["recipe"]["select"] == "last epoch"
     assert record["folds"] == script.FOLDS
     assert record["images"] == 60_000

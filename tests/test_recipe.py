@@ -18,6 +18,7 @@ VALUES = {
     "batch_size": ([1, 1300], [0], [64.0]),
     "learning_rate": ([1e-9, 2, np.float64(0.1)], [0.0, -0.1, np.nan, np.inf], ["fast"]),
     "weight_decay": ([0, 1.5], [-1e-9, np.nan, np.inf], [None]),
+    "clip_norm": ([0, 1, 0.5], [-1e-9, np.nan, np.inf], [None, "1"]),
     "label_smoothing": ([0, 0.99], [-1e-9, 1, np.nan], ["0.1"]),
     "ema_decay": ([0, 0.999], [-1e-9, 1], [False]),
     "augment_strength": ([0, 1.5], [-1e-9, np.inf], [None]),

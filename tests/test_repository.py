@@ -83,11 +83,16 @@ def test_readme_plain_pytorch_gives_the_models_probabilities(monkeypatch):
     torch.testing.assert_close(names["probabilities"], expected)
 
 
+# Fields that are newer than some of the cards. Their defaults change nothing.
+NEWER_FIELDS = {"clip_norm"}
+
+
 def test_model_cards_hold_current_recipes():
+    names = set(Recipe().asdict())
     for path in (ROOT / "models").glob("*.json"):
         recipe = json.loads(path.read_bytes())["recipe"]
-        assert set(recipe) >= set(Recipe().asdict()), path
-        Recipe(**{name: recipe[name] for name in Recipe().asdict()})
+        assert set(recipe) >= names - NEWER_FIELDS, path
+        Recipe(**{name: value for name, value in recipe.items() if name in names})
 
 
 # What the documents name

@@ -159,6 +159,28 @@ def test_training_that_on_epoch_stopped_continues(toy, tmp_path):
     assert outcome(model, history) == outcome(expected, whole)
 
 
+def test_training_that_on_step_stopped_continues_after_its_last_epoch(toy, tmp_path):
+    """The steps are counted over the whole training: an epoch has five."""
+    path = tmp_path / "run.pt"
+    expected = dropout_net()
+    whole = fit(expected, *toy, RECIPE)
+    steps = []
+
+    def stop(step, loss, gradient_norm):
+        return step == 7
+
+    def record_step(step, loss, gradient_norm):
+        steps.append(step)
+
+    stopped = fit(dropout_net(), *toy, RECIPE, checkpoint=path, on_step=stop)
+    assert stopped.stopped == "in epoch 2 of 4"
+    model = dropout_net()
+    history = fit(model, *toy, RECIPE, checkpoint=path, on_step=record_step)
+
+    assert steps == list(range(5, 20))
+    assert outcome(model, history) == outcome(expected, whole)
+
+
 # The checkpoint of another training
 
 
@@ -175,7 +197,8 @@ def assert_refused(checkpoint, match, model, train, validation, recipe=RECIPE, *
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 0.02}, {"epochs": 5}, {"select": "last epoch"}]
+    "change",
+    [{"learning_rate": 0.02}, {"clip_norm": 1.0}, {"epochs": 5}, {"select": "last epoch"}],
 )
 def test_fit_refuses_a_checkpoint_of_another_recipe(toy, checkpoint, change):
     recipe = replace(RECIPE, **change)

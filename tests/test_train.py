@@ -205,6 +205,53 @@ def test_fit_uses_custom_components(toy):
     assert history.epochs[-1]["validation_loss"] == evaluate(model, validation).loss
 
 
+def full_batch_gradients(model, train) -> list[torch.Tensor]:
+    """Return the gradient of each weight for a batch of all training images."""
+    inputs = (train.images.flatten(1) / 255 - 0.1307) / 0.3081
+    loss = nn.CrossEntropyLoss()(model(inputs), train.labels)
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+# One step of plain gradient descent for a batch of all images.
+ONE_STEP = replace(
+    RECIPE,
+    epochs=1,
+    batch_size=130,
+    learning_rate=0.5,
+    weight_decay=0.0,
+    ema_decay=0.0,
+    augment_strength=0.0,
+    select="last epoch",
+)
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 0.3, 1000.0, 0.0])
+def test_clip_norm_scales_larger_gradients_down_to_it(toy, clip_norm):
+    start = small_net()
+    gradients = full_batch_gradients(start, toy[0])
+    norm = math.sqrt(sum(gradient.square().sum().item() for gradient in gradients))
+    assert 0.3 < norm < 1000
+    scale = min(1.0, clip_norm / norm) if clip_norm > 0 else 1.0
+
+    model = small_net()
+    recipe = replace(ONE_STEP, clip_norm=clip_norm, schedule="constant")
+    fit(model, *toy, recipe, optimizer=torch.optim.SGD)
+
+    for weight, first, gradient in zip(
+        model.parameters(), start.parameters(), gradients, strict=True
+    ):
+        torch.testing.assert_close(weight, first - 0.5 * scale * gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_clip_norm_above_every_gradient_changes_no_bit(toy):
+    model, clipped = small_net(), small_net()
+
+    fit(model, *toy, RECIPE)
+    fit(clipped, *toy, replace(RECIPE, clip_norm=1e9))
+
+    assert same_weights(model, clipped)
+
+
 def test_fit_trains_with_an_edited_forward(toy, monkeypatch):
     """A network that ignores the images cannot train its first layer."""
     forward = EnhancedNet.forward
@@ -221,7 +268,9 @@ def test_fit_trains_with_an_edited_forward(toy, monkeypatch):
 
 def test_fit_trains_with_an_edited_loop(toy, monkeypatch):
     """An epoch without steps leaves the initial weights."""
-    monkeypatch.setattr("mnist_mlp.train.train_epoch", lambda *args, **kwargs: (1.5, 0.25, 0.1))
+    monkeypatch.setattr(
+        "mnist_mlp.train.train_epoch", lambda *args, **kwargs: (1.5, 0.25, 0.1, False)
+    )
     model = small_net()
 
     history = fit(model, *toy, RECIPE)
@@ -337,6 +386,118 @@ def test_on_epoch_stops_the_training_only_by_true(toy, at_epoch, answer, epochs)
 
     assert len(history.epochs) == epochs
     assert bool(history.stopped) == (epochs < 3)
+    assert_best_weights(model, history, toy[1])
+
+
+# A function that is called after each step
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
+def test_on_step_gets_the_step_the_loss_and_the_norm_before_clipping(toy, clip_norm):
+    train, validation = toy
+    recipe = replace(ONE_STEP, epochs=2, batch_size=64, schedule="constant", clip_norm=clip_norm)
+    expected = []
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for epoch in (1, 2):
+        order = torch.randperm(130, generator=epoch_generator(recipe.seed, epoch))
+        for chosen in order.split(64):
+            inputs = (train.images[chosen].flatten(1) / 255 - 0.1307) / 0.3081
+            loss = nn.CrossEntropyLoss()(model(inputs), train.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+            expected.append((len(expected), loss.item(), gradient.norm().item()))
+            for weight in model.parameters():
+                weight.grad *= min(1, clip_norm / gradient.norm().item()) if clip_norm else 1
+            optimizer.step()
+
+    calls = []
+    fit(
+        small_net(),
+        train,
+        validation,
+        recipe,
+        optimizer=torch.optim.SGD,
+        on_step=lambda *numbers: calls.append(numbers),
+    )
+
+    assert [[type(number) for number in numbers] for numbers in calls] == 6 * [[int, float, float]]
+    assert [step for step, _, _ in calls] == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose(calls, expected, rtol=1e-4)
+    assert min(norm for _, _, norm in calls) > 0.1
+
+
+def test_on_step_changes_no_bit(toy):
+    model, watched = small_net(), small_net()
+
+    history = fit(model, *toy, RECIPE)
+    watched_history = fit(watched, *toy, RECIPE, on_step=lambda step, loss, norm: 1)
+
+    assert same_weights(model, watched)
+    assert watched_history.stopped == history.stopped == ""
+    assert watched_history.identity == history.identity
+
+
+def test_on_step_is_called_after_the_step(toy):
+    """The norm leaves out frozen weights, which have no gradient."""
+    model = small_net()
+    model[2].requires_grad_(False)
+    start = small_net()
+    differs = []
+
+    def watch(step, loss, gradient_norm):
+        norm = math.hypot(model[0].weight.grad.norm(), model[0].bias.grad.norm())
+        assert gradient_norm == pytest.approx(norm, rel=1e-5)
+        differs.append(not torch.equal(model[0].weight, start[0].weight))
+
+    fit(model, *toy, RECIPE, on_step=watch)
+
+    assert differs == 9 * [True]
+
+
+# An epoch has three steps: 0, 1, 2; 3, 4, 5; 6, 7, 8.
+@pytest.mark.parametrize(
+    ("at_step", "answer", "steps", "epochs"),
+    [
+        (0, True, 1, 0),
+        (4, True, 5, 1),
+        (5, np.True_, 6, 1),
+        (8, True, 9, 2),
+        (4, 1, 9, 3),
+        (4, False, 9, 3),
+    ],
+)
+def test_on_step_stops_the_training_at_once_and_only_by_true(toy, at_step, answer, steps, epochs):
+    seen = []
+
+    def answer_at_step(step, loss, gradient_norm):
+        seen.append(step)
+        return answer if step == at_step else None
+
+    model = small_net()
+    history = fit(model, *toy, RECIPE, on_step=answer_at_step)
+
+    assert seen == list(range(steps))
+    assert len(history.epochs) == epochs
+    assert history.stopped == (f"in epoch {epochs + 1} of 3" if epochs < 3 else "")
+    assert_best_weights(model, history, toy[1])
+    if epochs == 0:
+        assert not same_weights(model, small_net())  # those after the first step
+
+
+def test_on_step_that_raises_leaves_the_best_weights(toy):
+    def watch(step, loss, gradient_norm):
+        if step == 7:
+            raise LookupError("my own")
+
+    model = small_net()
+    history = History(Recipe())
+
+    with pytest.raises(LookupError, match="my own"):
+        fit(model, *toy, RECIPE, history=history, on_step=watch)
+
+    assert len(history.epochs) == 2
     assert_best_weights(model, history, toy[1])
 
 
@@ -715,7 +876,7 @@ def test_fit_trains_a_network_whose_first_layer_is_frozen(toy):
     assert not torch.equal(network[2].weight, small_net()[2].weight)
 
 
-@pytest.mark.parametrize("argument", ["on_epoch", "history"])
+@pytest.mark.parametrize("argument", ["on_epoch", "on_step", "history"])
 def test_fit_refuses_a_watcher_before_the_training(toy, argument):
     with pytest.raises(TypeError, match=argument):
         fit(small_net(), *toy, RECIPE, **{argument: "watch"})

@@ -12,9 +12,12 @@ import pytest
 import torch
 from helpers import ROOT, skip_unless_published
 from scipy.stats import sem
+from torch import nn
 
 from mnist_lab.research import trials, tuning
 from mnist_mlp import EnhancedNet, Recipe, fit, load
+from mnist_mlp.data import epoch_generator
+from mnist_mlp.optim import Muon
 from mnist_mlp.plots import BLUE, GREY, ORANGE
 
 pytest.importorskip("optuna")
@@ -186,6 +189,129 @@ def test_finding_compares_the_best_trial_with_the_recipe():
     assert "0.250 is the recipe's" in tuning.finding(first_is_best)
 
 
+# The learning-rate finder
+
+
+def finder_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(784, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 10))
+
+
+PLAIN = Recipe(batch_size=64, augment_strength=0.0, weight_decay=0.02, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.05])
+def test_find_learning_rate_takes_steps_at_geometric_rates(toy, clip_norm):
+    """AdamW and the losses of torch, at the rates of NumPy. An epoch has three steps."""
+    train, _ = toy
+    rates = np.geomspace(1e-4, 1e-2, 7).tolist()
+    model = finder_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.02)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    expected = []
+    for epoch in (1, 2, 3):
+        order = torch.randperm(130, generator=epoch_generator(PLAIN.seed, epoch))
+        for chosen in order.split(64):
+            inputs = (train.images[chosen].flatten(1) / 255 - 0.1307) / 0.3081
+            loss = criterion(model(inputs), train.labels[chosen])
+            expected.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            if clip_norm:
+                gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+                for weight in model.parameters():
+                    weight.grad *= min(1, clip_norm / gradient.norm().item())
+            optimizer.param_groups[0]["lr"] = rates[min(len(expected), 7) - 1]
+            optimizer.step()
+
+    recipe = replace(PLAIN, clip_norm=clip_norm)
+    losses = tuning.find_learning_rate(finder_net(), train, recipe, 1e-4, 1e-2, steps=7)
+
+    assert list(losses) == pytest.approx(rates)
+    assert list(losses.values()) == pytest.approx(expected[:7], rel=1e-4)
+    assert losses[max(losses)] < 0.95 * losses[min(losses)]
+
+
+def test_find_learning_rate_multiplies_both_rates_of_muon(toy, monkeypatch):
+    """AdamW, for the last matrix and the biases, has a sixteenth of Muon's rate."""
+    seen = []
+
+    class RecordedMuon(Muon):
+        def step(self, closure=None):
+            seen.append([group["lr"] for group in self.param_groups])
+            super().step()
+
+    monkeypatch.setattr("mnist_mlp.train.Muon", RecordedMuon)
+    recipe = replace(PLAIN, optimizer="muon")
+
+    losses = tuning.find_learning_rate(finder_net(), toy[0], recipe, 1e-4, 1e-2, steps=5)
+
+    expected = [[rate, rate / 16] for rate in list(losses)[:-1]]
+    np.testing.assert_allclose(seen, expected)
+
+
+def test_find_learning_rate_leaves_the_model_and_the_random_numbers(toy):
+    model = nn.Sequential(nn.BatchNorm1d(784), finder_net(), nn.Dropout()).eval()
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    random_state = torch.get_rng_state()
+
+    tuning.find_learning_rate(model, toy[0], replace(PLAIN, augment_strength=1.0))
+
+    assert all(map(torch.equal, model.state_dict().values(), before))
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not model.training
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_find_learning_rate_stops_when_the_loss_diverges(toy):
+    losses = tuning.find_learning_rate(finder_net(), toy[0], PLAIN, 1e-4, 1e4, steps=200)
+
+    *earlier, last = losses.values()
+    assert 10 < len(losses) < 200
+    assert last > 4 * min(earlier)
+    for i, loss in enumerate(earlier):
+        assert loss <= 4 * min(earlier[: i + 1])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_find_learning_rate_stops_at_a_loss_that_is_not_finite(toy, value):
+    class Breaks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(784, 10)
+            self.calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            return self.layer(images) * (value if self.calls == 4 else 1.0)
+
+    losses = tuning.find_learning_rate(Breaks(), toy[0], PLAIN)
+
+    assert len(losses) == 4
+    assert not np.isfinite(list(losses.values())[-1])
+
+
+@pytest.mark.parametrize("wrong", [{"lowest": 0.0}, {"lowest": 0.1, "highest": 0.1}, {"steps": 1}])
+def test_find_learning_rate_refuses_rates_that_do_not_rise(toy, wrong):
+    with pytest.raises(ValueError, match="rates must rise"):
+        tuning.find_learning_rate(finder_net(), toy[0], PLAIN, **wrong)
+
+
+def test_learning_rate_finder_plot_draws_the_losses_and_marks_rates():
+    losses = {0.001: 2.0, 0.01: 1.0, 0.1: 5.0}
+
+    ax = tuning.learning_rate_finder_plot(losses, {"the recipe": 0.005, "the study": 0.0077})
+
+    curve, recipe, study = ax.lines
+    assert curve.get_xydata().tolist() == [[0.001, 2.0], [0.01, 1.0], [0.1, 5.0]]
+    assert (list(recipe.get_xdata()), list(study.get_xdata())) == ([0.005] * 2, [0.0077] * 2)
+    labels = [text.get_text() for text in ax.get_legend().texts]
+    assert labels == ["the recipe: 0.005", "the study: 0.0077"]
+    assert ax.get_xscale() == "log"
+    assert 2.0 < ax.get_ylim()[1] < 5.0
+    assert tuning.learning_rate_finder_plot(losses, ax=ax) is ax
+
+
 # The notebook
 
 
@@ -219,8 +345,8 @@ def test_other_normalisation_normalises_the_pixels(digits):
 
 def test_notebook_quotes_the_record_and_searches_its_space(record):
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    first = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 6. "))
-    last = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 7. "))
+    first = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 8. "))
+    last = next(i for i, cell in enumerate(cells) if cell.source.startswith("## 9. "))
     section = cells[first:last]
 
     text = " ".join(cell.source for cell in section if cell.cell_type == "markdown")

@@ -173,7 +173,9 @@ def read_others(names: list[str]) -> dict[str, dict]:
     for name in CONFIGURATIONS:
         if name in names or name not in configurations:
             continue
-        if configurations[name]["recipe"] != recipe(name):
+        # A record that is older than a field lacks it: the field then had its default.
+        recorded = with_defaults(configurations[name]["recipe"])
+        if recorded != with_defaults(CONFIGURATIONS[name]):
             raise SystemExit(f"The record holds another recipe of {name!r}: train this one, too.")
         others[name] = configurations[name]
     return others

@@ -20,7 +20,8 @@ class Recipe:
     """The hyperparameters of a training. The defaults are those of models/enhanced_model.pth.
 
     All values are plain, so that `Recipe(**recipe.asdict()) == recipe`. Your own optimizer,
-    schedule, loss or augmentation is an argument of `fit`.
+    schedule, loss or augmentation is an argument of `fit`. A card or a record that is older than a
+    field lacks it; the field then had its default, which changes nothing.
 
     Raises:
         TypeError: A value has the wrong type, or a field is unknown.
@@ -35,6 +36,7 @@ class Recipe:
     batch_size: int = 512
     learning_rate: float = 0.005  # the peak of the schedule
     weight_decay: float = 0.01  # decoupled, as in AdamW
+    clip_norm: float = 0.0  # larger gradients are scaled down to this norm; 0: no clipping
     label_smoothing: float = 0.0  # how much of the target is spread evenly over the classes
     ema_decay: float = 0.998  # of the exponential moving average of the weights; 0: no average
     augment_strength: float = 1.0  # of the random warps of the training images; 0: no warps
@@ -52,6 +54,7 @@ class Recipe:
         _check_whole("batch_size", self.batch_size, at_least=1)
         _check_positive("learning_rate", self.learning_rate)
         _check_not_negative("weight_decay", self.weight_decay)
+        _check_not_negative("clip_norm", self.clip_norm)
         _check_below_one("label_smoothing", self.label_smoothing)
         _check_below_one("ema_decay", self.ema_decay)
         _check_not_negative("augment_strength", self.augment_strength)

@@ -52,6 +52,7 @@ def fit(
     augment: Augmentation | None = None,
     checkpoint: str | Path | None = None,
     on_epoch: Callable[[History], object] | None = None,
+    on_step: Callable[[int, float, float], object] | None = None,
     history: History | None = None,
     progress: bool = True,
 ) -> History:
@@ -90,6 +91,10 @@ def fit(
         on_epoch: A function that `fit` calls with the history after each epoch. If it returns
             True, the training stops. A checkpoint does not record this stop: the same call
             continues the training.
+        on_step: A function that `fit` calls after each step with three numbers: the step, counted
+            from 0 over the whole training; the loss of the batch, before the step; and the norm of
+            all gradients, before clipping. If it returns True, the training stops at once, as
+            after Ctrl-C but without an error: the epoch that it is in does not count.
         history: A `History(recipe)` whose contents `fit` replaces, so that you can read it after an
             interrupt.
         progress: Whether to show a progress bar.
@@ -113,8 +118,16 @@ def fit(
         >>> history = fit(model, splits.train, splits.validation, Recipe(epochs=5))
         >>> history.epochs[-1]["validation_accuracy"]
 
+        To see the size of the gradients in every step:
+
+        >>> norms = []
+        >>> watch = lambda step, loss, gradient_norm: norms.append(gradient_norm)
+        >>> fit(model, splits.train, splits.validation, Recipe(epochs=5), on_step=watch)
+
     Sources: Loshchilov & Hutter, "Decoupled weight decay regularization", 2019; Smith & Topin,
-    "Super-convergence", 2018; Polyak & Juditsky, "Stochastic approximation by averaging", 1992.
+    "Super-convergence", 2018; Polyak & Juditsky, "Stochastic approximation by averaging", 1992;
+    Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013
+    (clipping).
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe must be a Recipe(...), found {recipe!r}.")
@@ -125,6 +138,10 @@ def fit(
     check_trainable(model, train_sets, recipe.batch_size)
     if on_epoch is not None and not callable(on_epoch):
         raise TypeError(f"on_epoch must be a function of the history, found {on_epoch!r}.")
+    if on_step is not None and not callable(on_step):
+        raise TypeError(
+            f"on_step must be a function of the step, the loss and the norm, found {on_step!r}."
+        )
     if history is not None and not isinstance(history, History):
         raise TypeError(f"history must be a History(recipe), found {history!r}.")
     warn_if_rate_of_adamw(recipe, optimizer)
@@ -232,7 +249,7 @@ def fit(
             generator = epoch_generator(recipe.seed, epoch)
             train_set = train_set_by_epoch[epoch - 1]
             epoch_batches = batches(train_set, recipe.batch_size, generator, augment)
-            loss, accuracy, learning_rate = train_epoch(
+            loss, accuracy, learning_rate, is_stopped = train_epoch(
                 epoch_batches,
                 model,
                 model_optimizer,
@@ -241,7 +258,12 @@ def fit(
                 loss_fn,
                 recipe,
                 precision,
+                on_step,
+                first_step=sum(steps_by_epoch[: epoch - 1]),
             )
+            if is_stopped:
+                history.stopped = f"in epoch {epoch} of {recipe.epochs}"
+                break
             if has_own_schedule and epoch == 1 and recipe.epochs > 1:
                 warn_if_stepped_by_epoch(first_rate, learning_rate)
 
@@ -289,10 +311,8 @@ def fit(
             bar.set_postfix_str(f"loss={loss:.3f}, validation={result.accuracy:.2%}", refresh=False)
             bar.update()
 
-            # Only True stops the training: `on_epoch` may return anything else, such as a figure.
             answer = None if on_epoch is None else on_epoch(history)
-            wants_to_stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
-            if wants_to_stop and epoch < recipe.epochs:
+            if is_true(answer) and epoch < recipe.epochs:
                 history.stopped = f"after epoch {epoch} of {recipe.epochs}"
                 break
     except KeyboardInterrupt:
@@ -317,11 +337,10 @@ def train_epoch(
     loss_fn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     recipe: Recipe,
     precision: str,
-) -> tuple[float, float, float]:
-    """Take one step per batch; return the mean loss, the accuracy, and the last learning rate.
-
-    The loss and the accuracy are means over the examples, measured while training, before each
-    update.
+    on_step: Callable[[int, float, float], object] | None = None,
+    first_step: int = 0,
+) -> tuple[float, float, float, bool]:
+    """Take one step per batch, until the batches end or `on_step` returns True.
 
     Args:
         epoch_batches: Batches of images, labels, and teacher logits or None.
@@ -332,6 +351,13 @@ def train_epoch(
         loss_fn: The loss of a batch without teacher logits.
         recipe: The hyperparameters; its temperature is for batches with teacher logits.
         precision: "bfloat16" computes the matrix products of the network in bfloat16.
+        on_step: Called after each step with its number, the loss, and the norm of the gradients.
+        first_step: The number of the first step.
+
+    Returns:
+        The mean loss and the accuracy, both over the examples, measured while training, before
+        each update; the learning rate of the last step; and whether `on_step` has stopped the
+        training.
 
     Raises:
         FloatingPointError: The loss diverges.
@@ -341,8 +367,9 @@ def train_epoch(
     correct = 0
     seen = 0
     learning_rate = 0.0
+    is_stopped = False
 
-    for images, labels, teacher_logits in epoch_batches:
+    for step, (images, labels, teacher_logits) in enumerate(epoch_batches, start=first_step):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(images)
         logits = logits.float()
@@ -362,6 +389,10 @@ def train_epoch(
 
         optimizer.zero_grad()
         loss.backward()
+        if on_step is not None:
+            gradient_norm = norm_of_gradients(model)
+        if recipe.clip_norm > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         scheduler.step()
         average.update_parameters(model)
@@ -370,7 +401,25 @@ def train_epoch(
         correct += int((logits.argmax(dim=1) == labels).sum())
         seen += len(labels)
 
-    return loss_sum / seen, correct / seen, learning_rate
+        if on_step is not None and is_true(on_step(step, mean_loss, gradient_norm)):
+            is_stopped = True
+            break
+
+    return loss_sum / seen, correct / seen, learning_rate, is_stopped
+
+
+def norm_of_gradients(model: nn.Module) -> float:
+    """Return the Euclidean norm of all gradients of the model, as of one long vector."""
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def is_true(answer: object) -> bool:
+    """Return whether `on_epoch` or `on_step` has answered True.
+
+    Anything else that they return, such as a figure or a number, does not stop the training.
+    """
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 def distillation_loss(

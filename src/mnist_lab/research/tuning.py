@@ -1,7 +1,9 @@
-"""Try learning rates one by one, and draw the studies of `make tune` and `small_study`."""
+"""Find and try learning rates, and draw the studies of `make tune` and `small_study`."""
 
+import copy
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -12,13 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import nn
+from torch.nn import functional as F
 
-from mnist_mlp.data import MEAN, STD, Splits
+from mnist_mlp.data import MEAN, STD, ImageDataset, Splits, batches, epoch_generator
+from mnist_mlp.evaluation import device_of
 from mnist_mlp.files import read_json, repo_root
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.plots import BLUE, GREY, ORANGE, new_axes
 from mnist_mlp.recipe import Recipe
-from mnist_mlp.train import fit
+from mnist_mlp.train import default_augmentation, default_optimizer, fit
 
 
 class OtherNormalisation(nn.Module):
@@ -97,6 +101,108 @@ def learning_rates_plot(
     ax.set(xlabel="peak learning rate", ylabel="validation accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", title="best")
+    return ax
+
+
+def find_learning_rate(
+    model: nn.Module,
+    train: ImageDataset,
+    recipe: Recipe = Recipe(),
+    lowest: float = 1e-5,
+    highest: float = 10.0,
+    steps: int = 100,
+) -> dict[float, float]:
+    """Take steps at a rate that rises exponentially until the loss diverges; return each loss.
+
+    A good peak for one cycle lies where the loss still falls fast: well below the rate of the
+    lowest loss. The steps are those of the recipe in float32, without schedule and averaging. The
+    model is not changed: a copy of it takes the steps.
+
+    Args:
+        model: A network as for `fit`.
+        train: The training images.
+        recipe: The hyperparameters, but for the learning rate.
+        lowest: The learning rate of the first step.
+        highest: The learning rate of the last step, if the loss does not diverge before.
+        steps: How many rates are tried.
+
+    Returns:
+        The loss of the batch before each step, by the learning rate of the step. It ends with the
+        first loss that is not finite or above four times the lowest loss.
+
+    Raises:
+        ValueError: The rates do not rise from a number above 0, or there are fewer than two.
+
+    Example:
+        >>> losses = find_learning_rate(EnhancedNet(), splits.train)
+        >>> learning_rate_finder_plot(losses)
+
+    Source: Smith, "Cyclical learning rates for training neural networks", WACV 2017.
+    """
+    if not 0 < lowest < highest or steps < 2:
+        raise ValueError(
+            "the rates must rise from a number above 0 in at least two steps, found lowest="
+            f"{lowest!r}, highest={highest!r}, steps={steps!r}."
+        )
+    model = copy.deepcopy(model).train()
+    train = train.to(device_of(model))
+    make_optimizer = default_optimizer(recipe, "float32")
+    optimizer = make_optimizer(model.parameters(), lr=lowest, weight_decay=recipe.weight_decay)
+    growth = (highest / lowest) ** (1 / (steps - 1))
+    losses: dict[float, float] = {}
+
+    # Dropout must not change the random numbers of a later training.
+    with torch.random.fork_rng(devices=[]):
+        for images, labels in _endless_batches(train, recipe):
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            rate = lowest * growth ** len(losses)
+            losses[rate] = loss.item()
+            has_diverged = not losses[rate] <= 4 * min(losses.values())  # NaN has, too
+            if has_diverged or len(losses) == steps:
+                break
+
+            optimizer.zero_grad()
+            loss.backward()
+            if recipe.clip_norm > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+            optimizer.step()
+            for group in optimizer.param_groups:  # Muon's groups have different rates
+                group["lr"] *= growth
+    return losses
+
+
+def _endless_batches(
+    train: ImageDataset, recipe: Recipe
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield images and labels of epoch after epoch, in the order and with the warps of `fit`."""
+    augment = default_augmentation(recipe)
+    for epoch in itertools.count(1):
+        generator = epoch_generator(recipe.seed, epoch)
+        for images, labels, _ in batches(train, recipe.batch_size, generator, augment):
+            yield images, labels
+
+
+def learning_rate_finder_plot(
+    losses: Mapping[float, float], marked: Mapping[str, float] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw the loss against the learning rate, and mark rates such as a study's choice.
+
+    Args:
+        losses: The loss by learning rate, as `find_learning_rate` returns it.
+        marked: Learning rates by name, each drawn as a vertical line.
+        ax: Where to draw.
+    """
+    ax = ax or new_axes(9, 3.2)
+    ax.plot(list(losses), list(losses.values()), color=BLUE)
+    for i, (name, rate) in enumerate((marked or {}).items()):
+        ax.axvline(rate, color=(ORANGE, GREY)[i % 2], linestyle="--", label=f"{name}: {rate:.2g}")
+    if marked:
+        ax.legend(loc="upper left")
+    ax.set(xlabel="learning rate", ylabel="cross-entropy (nats)", xscale="log")
+
+    # The last loss, which has diverged, would squeeze the others.
+    ax.set_ylim(0, 1.5 * next(iter(losses.values())))
     return ax
 
 
