@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -27,7 +28,8 @@ MAIN = FOLDER / "Handwritten-Digits-Classifier.ipynb"
 WHAT_LEARNED = FOLDER / "What-Has-It-Learned.ipynb"
 OWN_DIGITS = FOLDER / "Your-Own-Digits.ipynb"
 FURTHER = FOLDER / "How-Far-Can-It-Go.ipynb"
-NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER]
+WHAT_WRONG = FOLDER / "What-Can-Go-Wrong.ipynb"
+NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG]
 
 for_each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -87,7 +89,9 @@ def test_most_cells_are_compared(path):
     assert "raises-exception" not in tags
 
 
-@pytest.mark.parametrize("path", [MAIN, WHAT_LEARNED, OWN_DIGITS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [MAIN, WHAT_LEARNED, OWN_DIGITS, WHAT_WRONG], ids=lambda path: path.stem
+)
 def test_every_printed_claim_holds(path):
     claims = printed(sections(path)["Checks"])
 
@@ -413,6 +417,78 @@ def test_own_digits_learns_the_corrections_of_own_pictures(tmp_path, monkeypatch
     best_weights = ROOT / "models" / "enhanced_model_best.pth"
     before = evaluate(load_weights(EnhancedNet(), best_weights), test)
     assert tuned.n_correct > before.n_correct
+
+
+# The notebook of mistakes
+
+
+def mistakes() -> dict[str, str]:
+    """The text and code of each section that makes a mistake, by the section's title."""
+    text_by_title = {}
+    for cell in read(WHAT_WRONG).cells:
+        if cell.source.startswith("## "):
+            title = cell.source.splitlines()[0].split(". ")[1]
+            text_by_title[title] = ""
+        if text_by_title:
+            text_by_title[title] += cell.source + "\n"
+    for title in ("Parameters", "A correct program", "From the symptom to the mistake", "Checks"):
+        del text_by_title[title]
+    return text_by_title
+
+
+def test_wrong_sections_name_symptom_cause_remedy_and_catch():
+    assert len(mistakes()) == 14
+    for title, text in mistakes().items():
+        for heading in ("**Symptom.**", "**Cause.**", "**Remedy.**", "**What catches it.**"):
+            assert text.count(heading) == 1, title
+        assert re.search(r"# .*the mistake", text, re.IGNORECASE), title
+
+
+def test_wrong_names_tests_that_exist():
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    named = re.findall(r"`(test_\w+)`", "".join(mistakes().values()))
+
+    assert len(named) >= 8
+    for name in named:
+        assert any(f"def {name}(" in source for source in sources), name
+
+
+def test_wrong_table_names_the_sections():
+    numbers = {}
+    for cell in read(WHAT_WRONG).cells:
+        match = re.match(r"## (\d+)\. (.*)", cell.source)
+        if match:
+            numbers[match[2]] = match[1]
+    table = next(cell.source for cell in read(WHAT_WRONG).cells if "| You see |" in cell.source)
+
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    named = [number for row in rows for number in re.findall(r"\d+", row.split("|")[3])]
+    assert set(named) == {numbers[title] for title in mistakes()}
+
+
+def test_wrong_shows_every_symptom_on_small_digits_in_any_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+    names = {}
+    printed_by_source = {}
+    for cell in code_cells(read(WHAT_WRONG)):
+        exec(cell.source, names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names.update(dataset="digits", seed=1)
+        printed_by_source[cell.source] = capsys.readouterr().out
+        plots.plt.close("all")
+    claims = "".join(printed_by_source.values())
+    assert claims.count(": True\n") >= 30
+    assert ": False" not in claims
+
+    by_title = sections(WHAT_WRONG)
+    for title in reversed(mistakes()):
+        for cell in by_title[title]:
+            exec(cell.source, names)
+            assert capsys.readouterr().out == printed_by_source[cell.source], title
+        plots.plt.close("all")
+    for cell in by_title["Checks"]:
+        exec(cell.source, names)
+        assert capsys.readouterr().out == printed_by_source[cell.source]
 
 
 # The scripts beside the notebooks
