@@ -330,7 +330,9 @@ def _layer_details(network: nn.Module, seen: dict[int, Any]) -> dict[str, Any]:
 
 
 def _file_of(cls: type) -> str:
-    """Return the file that defines a class, or "" if there is none, as in a notebook."""
+    """Return the file that defines a class, or "" if it is a script or a notebook."""
+    if cls.__module__ == "__main__":  # in a worker, another `__main__` has this name
+        return ""
     if cls.__module__ == "builtins":
         return STANDARD_LIBRARY
     module = sys.modules.get(cls.__module__)
