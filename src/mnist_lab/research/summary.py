@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 from mnist_lab.research.sweep import RUN_DEFAULTS
@@ -251,6 +251,7 @@ def configurations_plot(
 
         ax.set_title(dataset)
         ax.set_xlabel(metric.replace("_", " "))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(axis="y", visible=False)
 
