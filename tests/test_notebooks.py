@@ -27,7 +27,8 @@ MAIN = FOLDER / "Handwritten-Digits-Classifier.ipynb"
 WHAT_LEARNED = FOLDER / "What-Has-It-Learned.ipynb"
 OWN_DIGITS = FOLDER / "Your-Own-Digits.ipynb"
 FURTHER = FOLDER / "How-Far-Can-It-Go.ipynb"
-NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER]
+TRY_IDEA = FOLDER / "Try-An-Idea.ipynb"
+NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, TRY_IDEA]
 
 for_each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -87,7 +88,9 @@ def test_most_cells_are_compared(path):
     assert "raises-exception" not in tags
 
 
-@pytest.mark.parametrize("path", [MAIN, WHAT_LEARNED, OWN_DIGITS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [MAIN, WHAT_LEARNED, OWN_DIGITS, TRY_IDEA], ids=lambda path: path.stem
+)
 def test_every_printed_claim_holds(path):
     claims = printed(sections(path)["Checks"])
 

@@ -312,7 +312,6 @@ def sweep(
     files = [file_name(described) for described in described_runs]
     runs_by_file = dict(zip(files, whole_runs, strict=True))
     described_by_file = dict(zip(files, described_runs, strict=True))
-
     titles = {file: run["name"] for file, run in zip(files, runs, strict=True) if "name" in run}
 
     # A folder that cannot be written to must not be noticed only after a training.
@@ -396,7 +395,7 @@ def sweep(
                 time.sleep(POLL_SECONDS)
     finally:
         progress.close()
-        for claim in claims.values():
+        for claim in list(claims.values()):
             release(claim)
 
     for file, test_set in test_sets.items():
