@@ -2,11 +2,13 @@
 
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from functools import partial
 from types import ModuleType
 
+import cloudpickle
 import pytest
 import torch
 from torch import nn
@@ -167,6 +169,18 @@ def test_description_is_the_same_after_the_first_use():
     OwnSGD(EnhancedNet().parameters())
 
     assert describe(OwnSGD) == before
+
+
+def test_description_is_the_same_in_a_worker():
+    """cloudpickle drops the file names of code, by which installed functions are known."""
+    OwnSGD(EnhancedNet().parameters())
+    before = describe(OwnSGD)
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    sent = pickle.loads(cloudpickle.dumps(OwnSGD))
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+    assert describe(sent) == before
 
 
 @pytest.mark.filterwarnings("ignore:after epoch")

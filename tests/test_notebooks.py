@@ -29,7 +29,8 @@ WHAT_LEARNED = FOLDER / "What-Has-It-Learned.ipynb"
 OWN_DIGITS = FOLDER / "Your-Own-Digits.ipynb"
 FURTHER = FOLDER / "How-Far-Can-It-Go.ipynb"
 WHAT_WRONG = FOLDER / "What-Can-Go-Wrong.ipynb"
-NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG]
+TRY_IDEA = FOLDER / "Try-An-Idea.ipynb"
+NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG, TRY_IDEA]
 
 for_each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -90,7 +91,7 @@ def test_most_cells_are_compared(path):
 
 
 @pytest.mark.parametrize(
-    "path", [MAIN, WHAT_LEARNED, OWN_DIGITS, WHAT_WRONG], ids=lambda path: path.stem
+    "path", [MAIN, WHAT_LEARNED, OWN_DIGITS, WHAT_WRONG, TRY_IDEA], ids=lambda path: path.stem
 )
 def test_every_printed_claim_holds(path):
     claims = printed(sections(path)["Checks"])

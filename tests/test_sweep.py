@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+from dataclasses import replace
+from functools import partial
 from threading import Thread, Timer
 
 import numpy as np
@@ -14,12 +17,17 @@ import pytest
 import torch
 from helpers import idx, not_on_windows
 from joblib import parallel_config
+from torch import nn
+from torch.nn import functional as F
 
 from mnist_lab.research.convnet import ConvNet
 from mnist_lab.research.distillation import precompute_teacher_logits, save_distillation_sets
 from mnist_lab.research.strong_augment import strong_augment
 from mnist_lab.research.sweep import (
+    claim_run,
     cluster,
+    describe_run,
+    release,
     run_name,
     sweep,
     train_run,
@@ -27,9 +35,9 @@ from mnist_lab.research.sweep import (
     versions_of,
     with_defaults,
 )
-from mnist_mlp import EnhancedNet, Recipe, fit, load, load_weights
+from mnist_mlp import EnhancedNet, Recipe, datasets, evaluate, fit, load, load_weights
 from mnist_mlp.augment import random_warp
-from mnist_mlp.data import concatenate
+from mnist_mlp.data import concatenate, stratified_split
 
 QUICK = {"dataset": "digits", "epochs": 1, "batch_size": 64}
 
@@ -331,6 +339,285 @@ def test_sweep_records_failed_runs_and_goes_on(tmp_path, capsys):
     times = modification_times(tmp_path.iterdir())
     assert sweep(runs, tmp_path) == records
     assert modification_times(tmp_path.iterdir()) == times
+
+
+# What is your own
+
+
+class OwnNet(nn.Module):
+    """A small network with dropout, so that the order of random numbers matters."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(784, 32), nn.SiLU(), nn.Dropout(0.2), nn.Linear(32, classes)
+        )
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def mirrored(images, generator):
+    is_mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(is_mirrored[:, None, None], images.flip(2), images)
+
+
+def smooth_loss(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+OWN = {
+    "model": OwnNet,
+    "optimizer": partial(torch.optim.SGD, momentum=0.9),
+    "schedule": torch.optim.lr_scheduler.CosineAnnealingLR,
+    "loss_fn": smooth_loss,
+    "augment": mirrored,
+}
+
+
+def test_sweep_trains_your_own_as_fit_does(digits, tmp_path):
+    run = {**QUICK, **OWN, "epochs": 2, "learning_rate": 0.1, "dataset": digits, "seed": 3}
+    (record,) = sweep([run], tmp_path)
+
+    torch.manual_seed(3)
+    model = OwnNet(10)
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.1, seed=3)
+    functions = {name: value for name, value in OWN.items() if name != "model"}
+    history = fit(model, digits.train, digits.validation, recipe, **functions, progress=False)
+
+    assert without_times(record)["epochs"] == without_times({"epochs": history.epochs})["epochs"]
+    saved = load_weights(OwnNet(10), tmp_path / f"{run_name(run)}.pth").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, saved[name])
+    assert record["run"]["optimizer"].startswith("torch.optim.sgd.SGD (")
+    assert record["run"]["dataset"].startswith("digits (")
+
+
+def test_sweep_holds_a_twelfth_of_an_image_dataset_out(digits, tmp_path):
+    (record,) = sweep([{**QUICK, "dataset": digits.train}], tmp_path)
+
+    kept, held_out = stratified_split(digits.train.labels, 1 / 12, seed=0)
+    train = digits.train.subset(kept)
+    validation = digits.train.subset(held_out)
+    model = new_network()
+    history = fit(model, train, validation, Recipe(epochs=1, batch_size=64), progress=False)
+    assert record["validation_accuracy"] == history.validation_accuracy
+
+
+FADED = """
+def faded(images, generator):
+    return images * 0.9  # a comment
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "trainings"), [("a comment", "another", 1), ("0.9", "0.8", 2)]
+)
+def test_sweep_trains_an_edited_function_again(tmp_path, old, new, trainings):
+    for source in (FADED, FADED.replace(old, new)):
+        names = {"__name__": "notebook"}
+        exec(source, names)
+        sweep([{**QUICK, "augment": names["faded"]}], tmp_path)
+
+    assert len(list(tmp_path.glob("*.pth"))) == trainings
+
+
+def test_sweep_trains_again_on_edited_data(digits, tmp_path):
+    brighter = digits.train.images // 4 * 5
+    edited = replace(digits, train=replace(digits.train, images=brighter.clamp(0, 255)))
+    records = sweep([{**QUICK, "dataset": data} for data in (digits, edited, digits)], tmp_path)
+
+    assert records[0] == records[2]
+    assert records[0]["sha256"] != records[1]["sha256"]
+    assert len(list(tmp_path.glob("*.pth"))) == 2
+
+
+def test_run_name_is_alike_for_a_model_and_its_name():
+    assert run_name({**QUICK, "model": ConvNet}) == run_name({**QUICK, "model": "ConvNet"})
+    assert run_name({**QUICK, "name": "mine"}) == run_name(QUICK)
+
+
+def test_sweep_returns_the_names_of_this_call(tmp_path):
+    (first,) = sweep([{**QUICK, "name": "one"}], tmp_path)
+    (second,) = sweep([{**QUICK, "name": "two"}], tmp_path)
+
+    assert (first["name"], second["name"]) == ("one", "two")
+    assert first["sha256"] == second["sha256"]
+
+
+def test_sweep_tests_only_if_asked_and_trains_nothing_for_it(digits, tmp_path):
+    without_test = sweep([QUICK], tmp_path)
+    weights = tmp_path / f"{run_name(QUICK)}.pth"
+    times = modification_times([weights])
+
+    (record,) = sweep([QUICK], tmp_path, test=True)
+
+    assert "test_accuracy" not in without_test[0]
+    assert modification_times([weights]) == times
+    result = evaluate(load_weights(EnhancedNet(), weights), digits.test)
+    assert record["test_accuracy"] == result.accuracy
+    assert record["test_correct"] == result.n_correct
+    assert sweep([QUICK], tmp_path) == [record]
+
+
+def test_sweep_refuses_to_test_without_a_test_set(digits, tmp_path):
+    for dataset in (digits.train, replace(digits, test=None)):
+        with pytest.raises(ValueError, match="no test set"):
+            sweep([{**QUICK, "dataset": dataset}], tmp_path, test=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_calls_on_epoch_and_ignores_what_it_returns(tmp_path):
+    run = {**QUICK, "epochs": 2}
+    path = tmp_path / "log.txt"
+
+    def log(name, history):
+        with path.open("a") as file:
+            file.write(f"{name} {len(history.epochs)}\n")
+        return True  # which would stop `fit`
+
+    (record,) = sweep([run], tmp_path / "records", on_epoch=log)
+
+    assert path.read_text() == f"{run_name(run)} 1\n{run_name(run)} 2\n"
+    assert len(record["epochs"]) == 2
+
+
+@pytest.mark.parametrize("field", ["model", "optimizer", "schedule", "loss_fn", "augment"])
+def test_sweep_says_what_cannot_be_sent_to_workers(tmp_path, field):
+    log = (tmp_path / "log.txt").open("w")
+
+    def own(*args, **kwargs):
+        log.write("called")
+
+    with pytest.raises(TypeError, match=f"{field}=.*cannot be sent to the workers"):
+        sweep([QUICK, {**QUICK, field: own}], tmp_path / "records")
+    assert not list(tmp_path.glob("records/*"))
+
+
+def test_sweep_records_a_model_without_the_number_of_classes_as_failed(tmp_path):
+    (record,) = sweep([{**QUICK, "model": lambda: nn.Linear(784, 10)}], tmp_path)
+
+    assert "model must take the number of classes" in record["failed"]
+
+
+def test_sweep_says_at_once_that_data_is_missing(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError("no network")
+
+    monkeypatch.setenv("MNIST_ROOT", str(tmp_path / "empty"))
+    monkeypatch.setattr(datasets, "_download", fail)
+
+    with pytest.raises(FileNotFoundError, match=r"MNIST is missing.*no network"):
+        sweep([QUICK, {"epochs": 1}], tmp_path / "records")
+    assert not list(tmp_path.glob("records/*"))
+
+
+def test_worker_with_other_functions_trains_nothing():
+    run = with_defaults({**QUICK, "augment": mirrored})
+    described = describe_run(run)
+    version = versions_of({"run": run})["run"]
+    elsewhere = {**described, "augment": "of another machine"}
+
+    model, record = train_run(run, 1, version, elsewhere)
+
+    assert model is None
+    assert "other augment" in record["failed"]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from joblib import parallel_config
+from torch import nn
+from mnist_lab.research.sweep import sweep
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, classes))
+
+def half(images, generator):
+    return images / 2
+
+def log(name, history):
+    if len(history.epochs) == 1:
+        with open(f"{folder}/{own_name}.trained", "a") as file:
+            file.write(name + "\\n")
+        time.sleep(0.1)
+
+folder, own_name, backend, n_runs = sys.argv[1:]
+run = {"dataset": "digits", "epochs": 2, "batch_size": 64, "model": Net, "augment": half}
+runs = [{**run, "seed": seed} for seed in range(int(n_runs))]
+
+# Both processes begin at the same time.
+Path(f"{folder}/{own_name}.ready").touch()
+while len(list(Path(folder).glob("*.ready"))) < int(own_name[0]):
+    time.sleep(0.01)
+with parallel_config(backend=backend):
+    records = sweep(runs, f"{folder}/records", on_epoch=log)
+print("SHA", *[record["sha256"] for record in records])
+"""
+
+
+def start_script(folder, own_name: str, backend: str, n_runs: int) -> subprocess.Popen:
+    """Start a process that sweeps; the name begins with the number of processes that do."""
+    (folder / "script.py").write_text(textwrap.dedent(SCRIPT.replace("\\\\", "\\")))
+    command = [sys.executable, folder / "script.py", folder, own_name, backend, str(n_runs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_share_a_folder_train_each_run_once(tmp_path):
+    processes = [start_script(tmp_path, name, "sequential", 6) for name in ("2-a", "2-b")]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+
+    trained = [path.read_text().split() for path in tmp_path.glob("*.trained")]
+    assert len(trained) == 2  # each of them has trained some
+    assert len(trained[0]) + len(trained[1]) == len({*trained[0], *trained[1]}) == 6
+    last_lines = [output.splitlines()[-1] for output in outputs]
+    assert last_lines[0] == last_lines[1]
+    assert not list(tmp_path.glob("records/*.claim"))
+
+
+def test_workers_train_what_a_script_defines(tmp_path):
+    process = start_script(tmp_path, "1", "loky", 2)
+    output, _ = process.communicate(timeout=300)
+
+    assert len(output.splitlines()[-1].split()) == 3
+    assert len((tmp_path / "1.trained").read_text().split()) == 2
+
+
+@not_on_windows
+def test_claim_of_a_killed_process_is_taken_over(tmp_path):
+    path = tmp_path / f"{run_name(QUICK)}.claim"
+    code = (
+        "import sys, time; from mnist_lab.research.sweep import claim_run\n"
+        f"claim = claim_run({str(path)!r}); print('claimed', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"claimed\n"
+    assert claim_run(path) is None
+
+    # The sweep waits for the claim. Half a second later its process is dead.
+    Timer(0.5, process.kill).start()
+    (record,) = sweep([QUICK], tmp_path)
+
+    process.communicate()
+    assert len(record["epochs"]) == 1
+    assert not path.exists()
+
+
+def test_sweep_waits_for_a_run_that_another_process_trains(tmp_path):
+    (record,) = sweep([QUICK], tmp_path / "other")
+    name = run_name(QUICK)
+    claim = claim_run(tmp_path / f"{name}.claim")
+
+    def finish():
+        for suffix in (".pth", ".json"):
+            (tmp_path / "other" / (name + suffix)).rename(tmp_path / (name + suffix))
+        release(claim)
+
+    Timer(0.5, finish).start()
+    assert sweep([QUICK], tmp_path) == [record]
 
 
 # Interrupts, kills and clusters

@@ -22,6 +22,7 @@ AFTER_A_RUN = (NOTEBOOK, "tests/test_notebooks.py", "tests/test_repository.py")
 WITH_OTHER_WEIGHTS = (
     "notebooks/How-Far-Can-It-Go.ipynb",
     "notebooks/What-Can-Go-Wrong.ipynb",
+    "notebooks/Try-An-Idea.ipynb",
     "notebooks/What-Has-It-Learned.ipynb",
     "notebooks/Your-Own-Digits.ipynb",
     "tests/test_ablation.py",

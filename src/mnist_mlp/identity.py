@@ -220,9 +220,9 @@ def _function_details(function: FunctionType, seen: dict[int, Any]) -> Any:
     name = qualified_name(function)
 
     # torch wraps some methods in a function of its own, `Optimizer.step` even while it is in use.
-    while _is_installed(function.__code__.co_filename) and hasattr(function, "__wrapped__"):
+    while _is_installed(_file_of_function(function)) and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
-    if _is_installed(function.__code__.co_filename):
+    if _is_installed(_file_of_function(function)):
         return name
 
     used_values = [function.__defaults__, function.__kwdefaults__]
@@ -330,11 +330,19 @@ def _layer_details(network: nn.Module, seen: dict[int, Any]) -> dict[str, Any]:
 
 
 def _file_of(cls: type) -> str:
-    """Return the file that defines a class, or "" if there is none, as in a notebook."""
+    """Return the file that defines a class, or "" if it is a script or a notebook."""
+    if cls.__module__ == "__main__":  # in a worker, another `__main__` has this name
+        return ""
     if cls.__module__ == "builtins":
         return STANDARD_LIBRARY
     module = sys.modules.get(cls.__module__)
     return getattr(module, "__file__", None) or ""
+
+
+def _file_of_function(function: FunctionType) -> str:
+    """Return the file that defines a function; of a wrapper, the file of the wrapper."""
+    # cloudpickle keeps this entry, but not the file name in the code.
+    return function.__globals__.get("__file__") or function.__code__.co_filename
 
 
 def _is_installed(path: str) -> bool:
