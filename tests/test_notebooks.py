@@ -343,7 +343,7 @@ def test_own_digits_reads_one_picture_per_digit(corrections, tmp_path, monkeypat
     assert "tuned" not in names
     assert not (tmp_path / "out" / "models" / "enhanced_model-own-hand.pth").exists()
     assert names["reader"] is names["model"]
-    assert len(names["digits"]) == 8  # section 9 still runs
+    assert len(names["reading"].digits) == 8  # section 9 still runs
     counts = "of 10 wrong" in text
     assert counts == (corrections is not None)
 
