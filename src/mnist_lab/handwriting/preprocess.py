@@ -176,7 +176,7 @@ def analyse(picture: Picture) -> Page:
 def is_unlike_a_digit(image: torch.Tensor) -> bool:
     """Tell whether an image has more strokes, holes or ink than a digit.
 
-    Each limit is one that hardly any of MNIST's training images exceeds: 3 in 10,000 exceed one.
+    Each limit is one that hardly any image of MNIST exceeds.
 
     Args:
         image: What the network sees, uint8 of shape (28, 28).
