@@ -439,8 +439,23 @@ for _ in range({epochs}):
     return nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"]})
 
 
-def run_curves(*cells) -> list[tuple[int, str | None]]:
-    """Run the cells; return for each one how often it has drawn, and the figure that stays."""
+@pytest.fixture(scope="module")
+def curves() -> dict[str, tuple[int, str | None]]:
+    """How often each cell has drawn, and the figure that stays, by the name of the cell.
+
+    A kernel takes seconds to start, so one runs all cells.
+    """
+    earlier = '{"earlier": History(Recipe(epochs=4), epochs=[epoch] * 4)}'
+    stop = "raise KeyboardInterrupt"
+    cells = {
+        "one epoch": curves_cell(1),
+        "two epochs": curves_cell(2),
+        "two epochs beside earlier ones": curves_cell(2, earlier=earlier),
+        "complete": curves_cell(4),
+        "complete, rarely drawn": curves_cell(4, pause=1000.0),
+        "interrupted": curves_cell(2, pause=1000.0, end=stop),
+        "interrupted at once": curves_cell(1, pause=1000.0, end=stop),
+    }
     n_drawn = [0] * len(cells)
 
     class CountingClient(NotebookClient):
@@ -449,44 +464,35 @@ def run_curves(*cells) -> list[tuple[int, str | None]]:
                 n_drawn[cell_index] += "image/png" in msg["content"]["data"]
             return super().process_message(msg, cell, cell_index)
 
-    document = nbformat.v4.new_notebook(cells=list(cells))
+    document = nbformat.v4.new_notebook(cells=list(cells.values()))
     CountingClient(document, kernel_name="python3").execute()
-    figures = [cell.outputs[0].data.get("image/png") for cell in cells]
-    return list(zip(n_drawn, figures, strict=True))
+    figures = [cell.outputs[0].data.get("image/png") for cell in document.cells]
+    return dict(zip(cells, zip(n_drawn, figures, strict=True), strict=True))
 
 
-def test_live_curves_are_drawn_until_training_is_complete():
-    earlier = '{"earlier": History(Recipe(epochs=4), epochs=[epoch] * 4)}'
+def test_live_curves_are_drawn_until_training_is_complete(curves):
+    n_drawn, figure = curves["two epochs"]
+    n_drawn_with_earlier, figure_with_earlier = curves["two epochs beside earlier ones"]
 
-    alone, with_earlier, complete = run_curves(
-        curves_cell(2), curves_cell(2, earlier=earlier), curves_cell(4)
-    )
-
-    assert alone[0] == with_earlier[0] == 2
-    assert alone[1] != with_earlier[1]
-    assert complete == (3, None)
+    assert n_drawn == n_drawn_with_earlier == 2
+    assert figure != figure_with_earlier
+    assert curves["complete"] == (3, None)
 
 
-def test_live_curves_show_all_epochs_after_an_interrupt():
-    stop = "raise KeyboardInterrupt"
+def test_live_curves_show_all_epochs_after_an_interrupt(curves):
+    _, figure_of_one_epoch = curves["one epoch"]
+    _, figure_of_two_epochs = curves["two epochs"]
 
-    one_epoch, two_epochs, interrupted, interrupted_at_once = run_curves(
-        curves_cell(1),
-        curves_cell(2),
-        curves_cell(2, pause=1000.0, end=stop),
-        curves_cell(1, pause=1000.0, end=stop),
-    )
-
-    assert interrupted == (2, two_epochs[1])
-    assert interrupted_at_once == (1, one_epoch[1])
-    assert one_epoch[1] != two_epochs[1]
+    assert curves["interrupted"] == (2, figure_of_two_epochs)
+    assert curves["interrupted at once"] == (1, figure_of_one_epoch)
+    assert figure_of_one_epoch != figure_of_two_epochs
 
 
-def test_live_curves_are_drawn_at_most_once_per_pause():
-    frequent, rare = run_curves(curves_cell(4), curves_cell(4, pause=1000.0))
+def test_live_curves_are_drawn_at_most_once_per_pause(curves):
+    n_drawn, _ = curves["complete"]
 
-    assert frequent[0] == 3
-    assert rare == (1, None)
+    assert n_drawn == 3
+    assert curves["complete, rarely drawn"] == (1, None)
 
 
 def test_live_curves_are_silent_outside_a_notebook(capsys):
