@@ -20,7 +20,16 @@ from mnist_mlp.evaluation import Evaluation
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-LONGEST = ("test_two_commands.py", "Handwritten-Digits-Classifier.ipynb")
+LONGEST = (
+    "test_two_commands.py",
+    "Handwritten-Digits-Classifier.ipynb",
+    "test_notebooks.py",
+    "test_sweep.py",
+    "Try-An-Idea.ipynb",
+    "test_read_pictures.py",
+    "test_page.py",
+    "What-Has-It-Learned.ipynb",
+)
 
 
 def pytest_collection_modifyitems(items):
