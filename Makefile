@@ -14,7 +14,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting generalisation read-folder labels profile \
+.PHONY: help setup notebook lab test test-all lint page site exercises slides seeds ideas ablation handwriting generalisation read-folder labels profile \
 	scaling figures bench tune tune-baselines
 
 help:  ## list the commands
@@ -38,7 +38,7 @@ define INSTALL
 endef
 
 # What few commands need beyond the notebooks' packages.
-EXTRAS := .venv/site.installed .venv/understand.installed
+EXTRAS := .venv/class.installed .venv/site.installed .venv/understand.installed
 
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
@@ -80,6 +80,9 @@ page: .venv/notebook.installed  ## build web/index.html from the published weigh
 
 site: .venv/site.installed  ## build site/: the page, the notebooks and the API reference as HTML
 	rm -rf site && $(BIN)/python web/build_site.py site
+
+exercises: .venv/class.installed  ## make notebooks/Exercises.ipynb from the notebook with the solutions
+	$(BIN)/python notebooks/teacher/make_exercises.py
 
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py

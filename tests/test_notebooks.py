@@ -30,7 +30,8 @@ OWN_DIGITS = FOLDER / "Your-Own-Digits.ipynb"
 FURTHER = FOLDER / "How-Far-Can-It-Go.ipynb"
 WHAT_WRONG = FOLDER / "What-Can-Go-Wrong.ipynb"
 TRY_IDEA = FOLDER / "Try-An-Idea.ipynb"
-NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG, TRY_IDEA]
+SOLUTIONS = FOLDER / "teacher" / "Exercises-with-solutions.ipynb"
+NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG, TRY_IDEA, SOLUTIONS]
 
 for_each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
