@@ -84,6 +84,18 @@ site: .venv/site.installed  ## build site/: the page, the notebooks and the API 
 exercises: .venv/class.installed  ## make notebooks/Exercises.ipynb from the notebook with the solutions
 	$(BIN)/python notebooks/teacher/make_exercises.py
 
+# A browser loads reveal.js and require.js from the network when it shows the slides, unless they are in slides/:
+# npm install --prefix slides reveal.js@4.0.2 requirejs@2.3.7 jquery@2.2.4
+LOCAL_REVEAL := $(if $(wildcard slides/node_modules/reveal.js),--SlidesExporter.reveal_url_prefix=node_modules/reveal.js \
+	--SlidesExporter.require_js_url=node_modules/requirejs/require.js \
+	--SlidesExporter.jquery_url=node_modules/jquery/dist/jquery.min.js)
+
+slides: .venv/notebook.installed  ## build slides/ for a talk; showing them needs a network or a local reveal.js
+	$(BIN)/jupyter nbconvert --to slides --output-dir slides notebooks/What-Can-Go-Wrong.ipynb \
+		--no-prompt --SlidesExporter.reveal_scroll=True --SlidesExporter.reveal_transition=none \
+		--SlidesExporter.reveal_width=1200 --SlidesExporter.reveal_height=750 $(LOCAL_REVEAL) \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=slides-hide-code
+
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py
 

@@ -446,6 +446,18 @@ def test_wrong_sections_name_symptom_cause_remedy_and_catch():
         assert re.search(r"# .*the mistake", text, re.IGNORECASE), title
 
 
+def test_wrong_is_a_talk_with_a_slide_for_each_mistake():
+    """`make slides`: other cells are below the slide of their section, or left out."""
+    slides = []
+    for cell in read(WHAT_WRONG).cells:
+        assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip")
+        if cell.metadata.slideshow.slide_type == "slide":
+            slides.append(cell.source.splitlines()[0].split(". ")[-1])
+
+    expected = ["# What Can Go Wrong", "A correct program", *mistakes()]
+    assert slides == [*expected, "From the symptom to the mistake"]
+
+
 def test_wrong_names_tests_that_exist():
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
     named = re.findall(r"`(test_\w+)`", "".join(mistakes().values()))
