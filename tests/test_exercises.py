@@ -222,6 +222,7 @@ def test_training_loop_accepts_every_correct_loop(replacements):
         [(CLEAR, OWN_OPTIMIZER + CLEAR)],
         [("in batches", "in batches[:-1]")],
         [("in batches", "in batches * 2")],
+        [(RESULT, f"optimizer.step(); {RESULT}")],  # the loss is right
         [(RESULT, "pass")],
         [(RESULT, "return losses")],
         [(RESULT, "return losses[-1]")],
