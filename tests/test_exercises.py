@@ -602,6 +602,7 @@ def test_fool_accepts_a_small_change(options, lesson):
         lambda network, pixels, label: pixels,
         lambda network, pixels, label: fgsm(network, pixels, label, sign=-1),
         lambda network, pixels, label: fgsm(network, pixels, label, step=0.25),
+        lambda network, pixels, label: fgsm(network, pixels, label, clamp=False),
         lambda network, pixels, label: fgsm(network, pixels, label, sign=40, clamp=False),
         lambda network, pixels, label: 1 - pixels,
         lambda network, pixels, label: pixels.roll(14, dims=2),
