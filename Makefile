@@ -14,7 +14,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site seeds ideas ablation handwriting generalisation read-folder labels profile \
+.PHONY: help setup notebook lab test test-all lint page site exercises slides seeds ideas ablation handwriting generalisation read-folder labels profile \
 	scaling figures bench tune tune-baselines
 
 help:  ## list the commands
@@ -38,7 +38,7 @@ define INSTALL
 endef
 
 # What few commands need beyond the notebooks' packages.
-EXTRAS := .venv/site.installed .venv/understand.installed
+EXTRAS := .venv/class.installed .venv/site.installed .venv/understand.installed
 
 # Without a valid environment the stamps in it do not count.
 ifneq "$(shell .venv/bin/python -c '' 2>&1; cat .venv/folder 2>/dev/null)" "$(shell pwd)"
@@ -80,6 +80,21 @@ page: .venv/notebook.installed  ## build web/index.html from the published weigh
 
 site: .venv/site.installed  ## build site/: the page, the notebooks and the API reference as HTML
 	rm -rf site && $(BIN)/python web/build_site.py site
+
+exercises: .venv/class.installed  ## make notebooks/Exercises.ipynb from the notebook with the solutions
+	$(BIN)/python notebooks/teacher/make_exercises.py
+
+# A browser loads reveal.js and require.js from the network when it shows the slides, unless they are in slides/:
+# npm install --prefix slides reveal.js@4.0.2 requirejs@2.3.7 jquery@2.2.4
+LOCAL_REVEAL := $(if $(wildcard slides/node_modules/reveal.js),--SlidesExporter.reveal_url_prefix=node_modules/reveal.js \
+	--SlidesExporter.require_js_url=node_modules/requirejs/require.js \
+	--SlidesExporter.jquery_url=node_modules/jquery/dist/jquery.min.js)
+
+slides: .venv/notebook.installed  ## build slides/ for a talk; showing them needs a network or a local reveal.js
+	$(BIN)/jupyter nbconvert --to slides --output-dir slides notebooks/What-Can-Go-Wrong.ipynb \
+		--no-prompt --SlidesExporter.reveal_scroll=True --SlidesExporter.reveal_transition=none \
+		--SlidesExporter.reveal_width=1200 --SlidesExporter.reveal_height=750 $(LOCAL_REVEAL) \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=slides-hide-code
 
 seeds: .venv/notebook.installed  ## accuracy of the default recipe over five seeds: 5 minutes
 	$(BIN)/python benchmarks/accuracy/seeds.py

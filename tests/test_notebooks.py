@@ -30,7 +30,8 @@ OWN_DIGITS = FOLDER / "Your-Own-Digits.ipynb"
 FURTHER = FOLDER / "How-Far-Can-It-Go.ipynb"
 WHAT_WRONG = FOLDER / "What-Can-Go-Wrong.ipynb"
 TRY_IDEA = FOLDER / "Try-An-Idea.ipynb"
-NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG, TRY_IDEA]
+SOLUTIONS = FOLDER / "teacher" / "Exercises-with-solutions.ipynb"
+NOTEBOOKS = [MAIN, WHAT_LEARNED, OWN_DIGITS, FURTHER, WHAT_WRONG, TRY_IDEA, SOLUTIONS]
 
 for_each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -443,6 +444,18 @@ def test_wrong_sections_name_symptom_cause_remedy_and_catch():
         for heading in ("**Symptom.**", "**Cause.**", "**Remedy.**", "**What catches it.**"):
             assert text.count(heading) == 1, title
         assert re.search(r"# .*the mistake", text, re.IGNORECASE), title
+
+
+def test_wrong_is_a_talk_with_a_slide_for_each_mistake():
+    """`make slides`: other cells are below the slide of their section, or left out."""
+    slides = []
+    for cell in read(WHAT_WRONG).cells:
+        assert cell.metadata.slideshow.slide_type in ("slide", "subslide", "-", "skip")
+        if cell.metadata.slideshow.slide_type == "slide":
+            slides.append(cell.source.splitlines()[0].split(". ")[-1])
+
+    expected = ["# What Can Go Wrong", "A correct program", *mistakes()]
+    assert slides == [*expected, "From the symptom to the mistake"]
 
 
 def test_wrong_names_tests_that_exist():

@@ -1,15 +1,19 @@
 """A summary of records agrees with SciPy's tests, with enumeration, and with hand calculation."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from helpers import ROOT
 from scipy import stats
 
 from mnist_lab.research import summary
-from mnist_lab.research.summary import read_records, seeds_needed, summarise, verdicts
+from mnist_lab.research.summary import read_cards, read_records, seeds_needed, summarise, verdicts
+from mnist_mlp import EnhancedNet, Recipe, save_weights
 from mnist_mlp.files import write_json
 
 RUN = {"dataset": "digits", "model": "EnhancedNet", "all_images": False, "optimizer": "adamw"}
@@ -294,3 +298,113 @@ def test_configurations_plot_shows_every_seed_and_the_interval():
     assert list(interval.get_xdata()) == [row["low"], row["high"]]
     assert mean.get_xdata()[0] == pytest.approx(np.mean(BETTER))
     assert len(axes[1].lines) == 3
+
+
+# The cards of a class
+
+
+@pytest.fixture
+def cards(tmp_path):
+    """Cards of three students, of whom one handed in no weights, and one of the repository."""
+    torch.manual_seed(0)
+    model = EnhancedNet()
+    accuracies = {"Ada": 0.95, "Zoë Öz": 0.97, "class b/Bo": 0.96}
+    for name, accuracy in accuracies.items():
+        save_weights(
+            model,
+            tmp_path / f"{name}.pth",
+            student=name.split("/")[-1],
+            exercises_right=[1, 3],
+            dataset="mnist",
+            recipe=Recipe(epochs=7, learning_rate=0.002).asdict(),
+            epochs_done=7,
+            validation_accuracy=accuracy,
+            training_seconds=12.5,
+        )
+    (tmp_path / "Ada.pth").unlink()
+    save_weights(model, tmp_path / "other.pth", test_correct=99, test_images=100)
+    return tmp_path
+
+
+def test_read_cards_has_a_row_for_each_card_the_best_first(cards):
+    table = read_cards(cards)
+
+    assert list(table.index) == ["other", "Zoë Öz", "class b/Bo", "Ada"]
+    row = table.loc["class b/Bo"]
+    assert row["student"] == "Bo"
+    assert row["exercises right"] == "1, 3"
+    assert row["recipe"] == "epochs=7, learning_rate=0.002"
+    assert row["validation accuracy"] == 0.96
+    assert (row["epochs"], row["seconds"]) == (7, 12.5)
+    assert table.loc["other", "test accuracy"] == 0.99
+    assert math.isnan(table.loc["other", "validation accuracy"])
+    assert set(table["problem"]) == {""}
+
+
+def test_read_cards_reads_the_published_cards():
+    names = {path.stem for path in (ROOT / "models").glob("*.json")}
+    table = read_cards(ROOT / "models")
+
+    published = table.loc[[name for name in table.index if "-" not in name]]
+    assert set(published.index) <= names
+    assert (published["test accuracy"] > 0.99).all()
+    assert (published["problem"] == "").all()
+
+
+def damage(path, change) -> None:
+    card = json.loads(path.read_bytes())
+    change(card)
+    path.write_text(json.dumps(card), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "damage_card",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff\xfe\x00"),
+        lambda path: path.write_text("[1, 2]"),
+        lambda path: path.write_text('{"cells": [], "nbformat": 4}'),
+        lambda path: damage(path, lambda card: card.pop("sha256")),
+        lambda path: damage(path, lambda card: card.update(sha256="0" * 64)),
+        lambda path: damage(path, lambda card: card.update(validation_accuracy="all")),
+        lambda path: damage(path, lambda card: card.update(validation_accuracy=97.1)),
+        lambda path: damage(path, lambda card: card.update(training_seconds=None)),
+        lambda path: damage(path, lambda card: card.update(test_correct=9, test_images=3)),
+    ],
+    ids=[
+        "truncated",
+        "empty",
+        "no text",
+        "a list",
+        "foreign",
+        "no digest",
+        "of other weights",
+        "accuracy in words",
+        "accuracy in percent",
+        "no seconds",
+        "more correct than images",
+    ],
+)
+def test_read_cards_names_a_damaged_card_and_goes_on(damage_card, cards):
+    damage_card(cards / "Zoë Öz.json")
+
+    with pytest.warns(UserWarning, match="Zoë Öz is no card") as caught:
+        table = read_cards(cards)
+
+    assert len(caught) == 1
+    assert list(table.index) == ["other", "class b/Bo", "Ada", "Zoë Öz"]
+    assert table.loc["Zoë Öz", "problem"]
+    assert table.loc["Ada", "problem"] == ""
+
+
+def test_read_cards_leaves_out_hidden_files(cards):
+    (cards / "._Ada.json").write_bytes(b"\x00")  # macOS puts such files into archives
+
+    assert len(read_cards(cards)) == 4
+
+
+def test_read_cards_without_a_card_raises(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match=r"no \.json file"):
+            read_cards(folder)

@@ -25,6 +25,7 @@ WITH_OTHER_WEIGHTS = (
     "notebooks/Try-An-Idea.ipynb",
     "notebooks/What-Has-It-Learned.ipynb",
     "notebooks/Your-Own-Digits.ipynb",
+    "notebooks/teacher/Exercises-with-solutions.ipynb",
     "tests/test_ablation.py",
     "tests/test_notebooks.py",
     "tests/test_pad.py",

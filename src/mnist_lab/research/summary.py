@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import stats
 
 from mnist_lab.research.sweep import RUN_DEFAULTS
+from mnist_mlp.checkpoint import CARD_SCHEMA, read_card
 from mnist_mlp.files import read_json
 from mnist_mlp.plots import BLUE
 from mnist_mlp.recipe import Recipe
@@ -39,6 +41,116 @@ def read_records(folder: str | Path) -> list[dict]:
         except (OSError, ValueError) as error:
             print(f"{path} is left out: {error}")
     return records
+
+
+def read_cards(folder: str | Path) -> pd.DataFrame:
+    """Return a table with a row for each card in a folder and its sub-folders, the best first.
+
+    A card is the .json file that `save_weights` writes beside weights, such as those that a class
+    hands in. The weights may be missing. If they are there, they must be those of the card.
+
+    Args:
+        folder: The folder with the cards. Hidden files are left out.
+
+    Returns:
+        A table whose index is the file, relative to the folder, without its suffix. Accuracies are
+        from 0 to 1; what a card does not say is missing (None or NaN).
+
+        * `student` and `exercises right`, which `mnist_lab.exercises.hand_in` writes.
+        * `data set`, and `recipe`: the hyperparameters that differ from the default.
+        * `validation accuracy`, `test accuracy`, `epochs`, `seconds`.
+        * `problem`: why the file is no card, or "". Such rows come last, each with a warning.
+
+        The rows are sorted by validation accuracy; where it is missing, by test accuracy.
+
+    Raises:
+        ValueError: There is no such folder, or no .json file in it.
+
+    Example:
+        >>> read_cards("hand-in").to_csv("class.csv")
+    """
+    folder = Path(folder).expanduser()
+    paths = []
+    for path in sorted(folder.rglob("*.json")):
+        names = path.relative_to(folder).parts
+        if not any(name.startswith(".") for name in names):
+            paths.append(path)
+    if not paths:
+        raise ValueError(f"{folder} must be a folder with cards, found no .json file in it.")
+
+    rows = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            rows[name] = _row_of_card(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{name} is no card: {error}", stacklevel=2)
+            rows[name] = {"problem": str(error)}
+
+    columns = {
+        "student": None,
+        "exercises right": None,
+        "data set": None,
+        "recipe": None,
+        "validation accuracy": math.nan,
+        "test accuracy": math.nan,
+        "epochs": math.nan,
+        "seconds": math.nan,
+        "problem": "",
+    }
+    table = pd.DataFrame([{**columns, **row} for row in rows.values()], index=list(rows))
+    table.index.name = "file"
+
+    accuracy = table["validation accuracy"].fillna(table["test accuracy"])
+    return table.loc[accuracy.sort_values(ascending=False, kind="stable", na_position="last").index]
+
+
+def _row_of_card(path: Path) -> dict:
+    """Return the row of a card.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: The file is no card, belongs to other weights, or holds an impossible value.
+    """
+    card = read_json(path, CARD_SCHEMA)
+    for suffix in (".pth", ".pt"):
+        weights = path.with_suffix(suffix)
+        if weights.exists():
+            read_card(weights)  # compares the weights with the card
+
+    row: dict = {"student": card.get("student"), "data set": card.get("dataset")}
+    solved = card.get("exercises_right")
+    if isinstance(solved, list):
+        row["exercises right"] = ", ".join(map(str, solved))
+
+    recipe = card.get("recipe")
+    if isinstance(recipe, dict):
+        default = Recipe().asdict()
+        changes = [f"{key}={value}" for key, value in recipe.items() if value != default.get(key)]
+        row["recipe"] = ", ".join(changes) or "default"
+
+    numbers = {
+        "validation accuracy": ("validation_accuracy", 1),
+        "epochs": ("epochs_done", math.inf),
+        "seconds": ("training_seconds", math.inf),
+    }
+    for column, (entry, highest) in numbers.items():
+        if entry in card:
+            row[column] = _number_of_card(card, entry, highest)
+    if "test_correct" in card:
+        total = _number_of_card(card, "test_images", math.inf)
+        correct = _number_of_card(card, "test_correct", total)
+        row["test accuracy"] = correct / total if total else math.nan
+    return row
+
+
+def _number_of_card(card: Mapping, entry: str, highest: float) -> float:
+    value = card.get(entry)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= highest:
+        return value
+    raise ValueError(
+        f"the card says {entry}: {value!r:.40}, expected a number from 0 to {highest:g}."
+    )
 
 
 def summarise(
