@@ -33,6 +33,12 @@ def write_address(copy, url) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
 
 
+def project_address(root) -> str:
+    """The address in a repository's pyproject.toml; "" if there is none."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["urls"].get("Repository", "")
+
+
 def contents(copy) -> dict[str, str]:
     """The text of each file but the script, by its name."""
     files = [path for path in copy.rglob("*") if path.suffix in (".toml", ".md", ".cff", ".ipynb")]
@@ -44,7 +50,7 @@ def test_address_is_written_into_every_file(copy):
     assert process.returncode == 0, process.stderr
 
     text = contents(copy)
-    assert tomllib.loads(text["pyproject.toml"])["project"]["urls"] == {"Repository": FIRST}
+    assert project_address(copy) == FIRST
     assert f"\nrepository-code: {FIRST}\n" in text["CITATION.cff"]
     assert f"git clone {FIRST} && cd first.repository\n" in text["CONTRIBUTING.md"]
     assert f"({FIRST}/actions/workflows/ci.yml/badge.svg)]({FIRST}/actions/" in text["README.md"]
@@ -105,10 +111,9 @@ def test_address_refuses_what_is_no_address_in_one_sentence(copy, url):
 
 
 def test_address_is_the_same_in_all_committed_files(copy):
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
     before = contents(copy)
     address = runpy.run_path(str(ROOT / "notebooks" / "address.py"))
-    address["fill"](copy, urls.get("Repository", ""))
+    address["fill"](copy, project_address(ROOT))
     assert contents(copy) == before
 
 
@@ -121,6 +126,17 @@ def test_address_is_written_into_code_that_passes_lint(command, copy):
         [sys.executable, "-m", "ruff", *command, "notebooks"], cwd=copy, capture_output=True
     )
     assert process.returncode == 0, process.stdout.decode()
+
+
+def test_address_is_linked_from_the_site(copy):
+    shutil.copytree(ROOT / "web", copy / "web")
+    record = copy / "benchmarks" / "accuracy" / "seeds.json"
+    record.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "accuracy" / "seeds.json", record)
+    index = runpy.run_path(str(copy / "web" / "build_site.py"))["index"]
+
+    write_address(copy, FIRST)
+    assert f'<a href="{FIRST}">Source code</a>' in index()
 
 
 # A notebook that is opened alone
