@@ -70,7 +70,7 @@ lab: .venv/notebook.installed  ## open the main notebook in JupyterLab, beside t
 test: .venv/test.installed  ## run the tests and compare the notebooks' outputs with a fresh run
 	$(BIN)/python -m pytest
 
-test-all: .venv/test.installed  ## the same with all long fault-injection tests: an hour
+test-all: .venv/test.installed  ## the same with all long fault-injection tests: half an hour
 	$(BIN)/python -m pytest -m ""
 
 lint: .venv/test.installed  ## ruff, mypy and the import rules
