@@ -1,6 +1,7 @@
 # `make notebook` runs the main notebook, `make test` checks everything. Both set up .venv on first use.
 # Another Python: make PYTHON=python3.12 notebook
-# More options for pip, such as another index with wheels for the CPU alone: make PIP_ARGS=... notebook
+# More options for pip, such as PyTorch's index with wheels for the CPU alone:
+#     make PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" notebook
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -10,11 +11,16 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
+# Threads that wait for others sleep: two trainings at once would else take turns at waiting, many
+# times as long as one. mnist_mlp sets it too, but a script may import torch before.
+export OMP_WAIT_POLICY ?= passive
+
 # Containers often set this, and then every process compiles all modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebook lab test test-all lint page site exercises slides seeds ideas ablation handwriting generalisation read-folder labels profile \
+.PHONY: help setup notebook lab test test-all lint wheels address page site exercises slides \
+	seeds ideas ablation handwriting generalisation read-folder labels profile \
 	scaling figures bench tune tune-baselines
 
 help:  ## list the commands
@@ -32,7 +38,8 @@ define INSTALL
 	|| { "$(PYTHON)" -m venv --clear $(1) && pwd > $(1)/folder; }
 @echo "Installing into $(1) (about 2 minutes, 6 GB on Linux with CUDA) ..."
 @$(1)/bin/python -m pip install -q --no-compile $(PIP_ARGS) -c requirements.txt $(2) || { echo "pip could not \
-	install what is needed. It takes a network once, or PIP_ARGS='--no-index --find-links FOLDER'."; \
+	install what is needed. It takes a network once, or PIP_ARGS='--no-index --find-links wheels' \
+	with the folder that \`make wheels\` fills."; \
 	exit 1; }
 @touch $@
 endef
@@ -58,8 +65,8 @@ $(EXTRAS): .venv/%.installed: .venv/notebook.installed
 notebook: .venv/notebook.installed  ## execute the main notebook: weights, figures and outputs
 	$(BIN)/python notebooks/execute.py $(NOTEBOOK)
 
-lab: .venv/notebook.installed  ## open the main notebook in JupyterLab
-	$(BIN)/jupyter lab $(NOTEBOOK)
+lab: .venv/notebook.installed  ## open the main notebook in JupyterLab, beside the code
+	$(BIN)/jupyter lab --ServerApp.root_dir=. $(NOTEBOOK)
 
 test: .venv/test.installed  ## run the tests and compare the notebooks' outputs with a fresh run
 	$(BIN)/python -m pytest
@@ -74,6 +81,16 @@ lint: .venv/test.installed  ## ruff, mypy and the import rules
 	$(BIN)/lint-imports
 
 setup: .venv/test.installed  ## install everything that these commands need, except for bench
+
+# hatchling and editables build this package: pip installs them, too.
+wheels:  ## download what setup installs into wheels/, for machines without network: 3 minutes
+	@"$(PYTHON)" -c '$(SUPPORTED)'
+	"$(PYTHON)" -m venv --clear wheels/pip
+	wheels/pip/bin/python -m pip wheel -q -w wheels $(PIP_ARGS) -c requirements.txt '.[test]' hatchling editables
+	rm -r wheels/pip && du -sh wheels
+
+address:  ## write the repository's address into all files that need it: URL=https://github.com/you/mnist
+	@"$(PYTHON)" notebooks/address.py "$(URL)"
 
 page: .venv/notebook.installed  ## build web/index.html from the published weights
 	$(BIN)/python web/build.py

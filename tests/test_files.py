@@ -105,16 +105,38 @@ def test_repo_root_is_the_repository_from_every_folder(tmp_path, monkeypatch):
     assert repo_root().samefile(ROOT)
 
 
-def test_repo_root_of_installed_package_is_the_working_directory(tmp_path, monkeypatch):
-    installed = tmp_path / "lib" / "mnist_mlp" / "files.py"
-    installed.parent.mkdir(parents=True)
-    shutil.copy(files.__file__, installed)
-    spec = importlib.util.spec_from_file_location("installed_files", installed)
+@pytest.fixture
+def installed_files(tmp_path):
+    """The module `files` of a package that is installed in another project, with a record."""
+    folder = tmp_path / "project" / "lib" / "mnist_mlp"
+    (folder / "published" / "models").mkdir(parents=True)
+    (folder / "published" / "models" / "net.json").write_text("carried")
+    (tmp_path / "project" / "pyproject.toml").touch()
+    shutil.copy(files.__file__, folder)
+
+    spec = importlib.util.spec_from_file_location("installed_files", folder / "files.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
 
-    monkeypatch.chdir(tmp_path / "lib")
-    assert module.repo_root() == Path.cwd()
+
+def test_repo_root_of_installed_package_is_the_working_directory(
+    installed_files, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert installed_files.repo_root() == Path.cwd()
+
+
+def test_published_of_installed_package_is_its_copy_unless_there_is_a_newer_one(
+    installed_files, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert installed_files.published("models/net.json").read_text() == "carried"
+    assert installed_files.published("models/other.json") == tmp_path / "models" / "other.json"
+
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "net.json").write_text("my own")
+    assert installed_files.published("models/net.json").read_text() == "my own"
 
 
 def test_write_json_is_read_back_and_refuses_what_is_no_json(tmp_path):

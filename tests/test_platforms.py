@@ -32,11 +32,82 @@ def test_execute_uses_this_python_and_not_a_users_kernel(tmp_path, monkeypatch):
     assert result.cells[-1].outputs[0].text.strip() == sys.executable
 
 
-# The Makefile
-
-
 def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
+
+
+# Several trainings on one machine
+
+
+@pytest.fixture
+def no_policy(monkeypatch):
+    """Whoever starts the process has not said how threads wait; the tests have."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+SHOW_POLICY = "import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+def test_import_lets_idle_threads_sleep_unless_the_user_decides(no_policy, monkeypatch):
+    command = (sys.executable, "-c", f"import mnist_mlp; {SHOW_POLICY}")
+    assert run(*command).stdout == "passive\n"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert run(*command).stdout == "active\n"
+
+
+def test_execute_starts_a_kernel_whose_idle_threads_sleep(no_policy, tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    parameters = nbformat.v4.new_code_cell('dataset = "digits"', metadata={"tags": ["parameters"]})
+    notebook.cells = [parameters, nbformat.v4.new_code_cell(SHOW_POLICY)]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "-", "language": "python"}
+    nbformat.write(notebook, tmp_path / "policy.ipynb")
+
+    process = run(sys.executable, "notebooks/execute.py", tmp_path / "policy.ipynb")
+    assert process.returncode == 0, process.stderr
+    result = nbformat.read(tmp_path / "policy-digits.ipynb", as_version=4)
+    assert result.cells[-1].outputs[0].text == "passive\n"
+
+
+TRAIN = """
+import sys, time
+from mnist_mlp import EnhancedNet, Recipe, fit, load
+import torch
+
+splits = load("mnist")
+model = EnhancedNet()
+print("ready", flush=True)
+sys.stdin.readline()
+start = time.perf_counter()
+fit(model, splits.train, splits.validation, Recipe(epochs=2), progress=False)
+print(time.perf_counter() - start)
+"""
+
+
+def seconds_of_trainings_at_once(count: int) -> float:
+    """Start trainings at the same moment; return the seconds that the slowest one takes."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", TRAIN]
+    processes = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(count)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return max(float(process.communicate()[0]) for process in processes)
+
+
+@pytest.mark.campaign
+def test_two_trainings_at_once_take_no_multiple_of_one(no_policy, mnist):
+    """About twice as long, on a quiet machine; with threads that spin, ten times or more."""
+    alone = min(seconds_of_trainings_at_once(1) for _ in range(3))
+    both = min(seconds_of_trainings_at_once(2) for _ in range(3))
+    assert both < 4 * alone
+
+
+# The Makefile
 
 
 @pytest.fixture
@@ -77,3 +148,55 @@ def test_make_replaces_a_moved_environment_and_asks_for_a_network(checkout):
     assert "takes a network once" in process.stdout
     assert not installed.exists()
     assert run(python, "-c", "print(5)").stdout == "5\n"
+
+
+def test_make_lets_idle_threads_sleep(checkout, no_policy):
+    (checkout / "show.mk").write_text("include Makefile\nshow:\n\t@echo $$OMP_WAIT_POLICY\n")
+    assert run("make", "-f", "show.mk", "show", cwd=checkout).stdout == "passive\n"
+
+
+def test_make_lab_shows_the_code_beside_the_notebook(checkout):
+    process = run("make", "-n", "lab", cwd=checkout)
+    assert "jupyter lab --ServerApp.root_dir=. notebooks/Handwritten" in process.stdout
+
+
+@pytest.fixture
+def whole_checkout(tmp_path):
+    """A copy of the repository, which is deleted at once: it takes up to 10 GB."""
+    if os.name == "nt" or not shutil.which("make"):
+        pytest.skip("there is no make here")
+    if shutil.disk_usage(tmp_path).free < 15e9:
+        pytest.skip("less than 15 GB are free")
+    folder = tmp_path / "a copy, été"
+    ignored = (".venv*", ".*cache", ".hypothesis", "data", "site", "wheels")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*ignored))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.campaign
+def test_make_works_without_network_after_make_wheels(whole_checkout, no_policy, monkeypatch):
+    process = run("make", "wheels", f"PYTHON={sys.executable}", cwd=whole_checkout)
+    if "Temporary failure in name resolution" in process.stderr:
+        pytest.skip("there is no network here")
+    assert process.returncode == 0, process.stderr
+
+    # pip reads no settings of this machine, and a network is out of reach.
+    for name in os.environ:
+        if name.startswith(("PIP_", "PYTEST", "MNIST_MLP", "PYTHONPATH")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    offline = "PIP_ARGS=--no-index --find-links wheels"
+    notebook = "NOTEBOOK=notebooks/What-Can-Go-Wrong.ipynb"
+    process = run("make", "notebook", notebook, offline, cwd=whole_checkout)
+    assert process.returncode == 0, process.stdout + process.stderr
+    process = run("make", "setup", offline, cwd=whole_checkout)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+    python = whole_checkout / ".venv" / "bin" / "python"
+    tests = ("tests/test_story.py", "tests/test_files.py", "tests/test_wheel.py")
+    process = run(python, "-m", "pytest", "-n", "0", "-p", "no:nbval", *tests, cwd=whole_checkout)
+    assert process.returncode == 0, process.stdout

@@ -6,12 +6,16 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
 
 import nbformat
 import pytest
 import torch
 import torchvision
 from helpers import ROOT, skip_unless_published
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from mnist_mlp import EnhancedNet, Recipe, evaluate, load_weights
 from mnist_mlp.checkpoint import read_card
@@ -122,14 +126,68 @@ def test_readmes_name_commands_of_the_makefile():
 # The packages
 
 
-def test_the_pins_are_what_is_installed_and_torch_and_torchvision_are_a_pair():
+def pins() -> dict[str, str]:
+    """The version of each package in requirements.txt."""
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
-    assert {name: importlib.metadata.version(name) for name in pins} == pins
+    return dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.M))
+
+
+def test_the_pins_are_what_is_installed_and_torch_and_torchvision_are_a_pair():
+    # Without GPU support, the version of torch ends in "+cpu".
+    installed = {name: Version(importlib.metadata.version(name)).public for name in pins()}
+    assert installed == pins()
 
     # torchvision's compiled operations load only beside the matching torch.
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     assert torchvision.ops.nms(boxes, torch.tensor([1.0]), 0.5).tolist() == [0]
+
+
+def project() -> dict:
+    """What pyproject.toml says about the project."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def needs_of(requirement: Requirement) -> list[Requirement]:
+    """What a package needs itself, and what the extras need that the requirement names."""
+    if requirement.name == "mnist-mlp":
+        lines = list(project()["dependencies"])
+        for extra in requirement.extras:
+            lines += project()["optional-dependencies"][extra]
+        return [Requirement(line) for line in lines]
+
+    needs = []
+    for line in importlib.metadata.requires(requirement.name) or []:
+        need = Requirement(line)
+        for extra in {"", *requirement.extras}:
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                needs.append(need)
+    return needs
+
+
+def test_everything_that_pyproject_names_is_pinned():
+    extras = ",".join(project()["optional-dependencies"])
+    names = {need.name for need in needs_of(Requirement(f"mnist-mlp[{extras}]"))}
+    assert names - {"mnist-mlp"} <= set(pins())
+
+
+def test_everything_that_is_pinned_is_downloaded_by_make_wheels():
+    """It downloads what the extra `test` needs, directly or not."""
+    assert "'.[test]' hatchling editables" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+    waiting = [Requirement("mnist-mlp[test]")]
+    downloaded = {}
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) not in downloaded:
+            downloaded[str(requirement)] = canonicalize_name(requirement.name)
+            waiting += needs_of(requirement)
+    assert {canonicalize_name(name) for name in pins()} <= set(downloaded.values())
+
+
+def test_citation_has_the_version_and_licence_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {project()['version']}\n" in citation
+    assert f"\nlicense: {project()['license']}\n" in citation
 
 
 def test_packages_keep_the_import_rules():

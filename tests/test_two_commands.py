@@ -31,7 +31,16 @@ WITH_OTHER_WEIGHTS = (
     "tests/test_pad.py",
     "tests/test_repository.py",
 )
-NOT_COPIED = (".venv*", ".*cache", "__pycache__", ".hypothesis", "data", "site", "*.egg-info")
+NOT_COPIED = (
+    ".venv*",
+    ".*cache",
+    "__pycache__",
+    ".hypothesis",
+    "data",
+    "site",
+    "wheels",
+    "*.egg-info",
+)
 
 pytestmark = pytest.mark.campaign  # both take minutes: `make test-all`
 

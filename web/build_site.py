@@ -5,11 +5,11 @@ outputs. No page loads anything from another host.
 """
 
 import json
-import os
 import pkgutil
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -24,16 +24,17 @@ TEMPLATES = WEB / "templates"
 
 
 def index() -> str:
-    """Return the first page, with the record's result and, on GitHub, a link to the repository."""
+    """Return the first page, with the record's result and a link to the repository, if known."""
     record = json.loads((ROOT / "benchmarks" / "accuracy" / "seeds.json").read_bytes())
     summary = record["summary"]
     mean = summary["test_accuracy_mean"]
     stdev = summary["test_accuracy_stdev"]
 
     source = ""
-    repository = os.environ.get("GITHUB_REPOSITORY")  # GitHub's workflows set it
-    if repository:
-        source = f' · <a href="https://github.com/{repository}">Source code</a>'
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address = project["urls"].get("Repository")  # `make address` writes it
+    if address:
+        source = f' · <a href="{address}">Source code</a>'
 
     replacements = {
         "ACCURACY": f"{mean:.2%} ± {100 * stdev:.2f}",

@@ -14,6 +14,7 @@ from statistics import median
 
 import pandas
 import torch
+from bench import machine
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
@@ -155,7 +156,7 @@ def main() -> None:
         "precision": resolve_precision("auto", "cpu"),
         "bfloat16_units": bfloat16_units(),
         "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
+        "machine": machine(),
     }
 
     splits = load("mnist")

@@ -16,6 +16,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from bench import machine
 from memory import WAYS
 from torch import nn
 from tqdm import tqdm
@@ -127,7 +128,7 @@ def main() -> None:
         "seconds": seconds,
         "exponents": {name: exponent(seconds[name]) for name in ("width", "images")},
         "peak_memory_bytes": memory,
-        "versions": {"torch": str(torch.__version__)},
+        "machine": machine(),
     }
     write_json(RECORD, record)
     print(json.dumps(record, indent=1))

@@ -11,6 +11,13 @@ Read the modules in this order: `data`, `augment`, `model`, `recipe`, `optim`, `
 More is in `mnist_lab`.
 """
 
+import os
+
+# Threads that wait for others must sleep. If two trainings share a machine, waiting threads that
+# spin take the cores from those that work, and both trainings take many times as long. torch reads
+# this when it is imported, so import this package first.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from mnist_mlp.checkpoint import load_weights, save_weights
 from mnist_mlp.comparison import compare
 from mnist_mlp.data import ImageDataset, Splits

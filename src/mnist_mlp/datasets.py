@@ -56,7 +56,8 @@ TORCHVISION_DATASETS = {
 def default_root() -> Path:
     """Return the folder of the data sets: `$MNIST_ROOT`, or `data/` if that is not set.
 
-    A relative path is relative to the repository.
+    A relative path is relative to the repository, or to the working directory if the package is
+    installed.
     """
     folder = os.environ.get("MNIST_ROOT") or "data"
     return repo_root() / Path(folder).expanduser()

@@ -1,4 +1,8 @@
-"""Where the repository is, and how its files are read and written safely."""
+"""Where files are read and written, and how to do so safely.
+
+A package that runs from the repository reads and writes its files there. An installed package
+writes to the working directory, and carries copies of the published weights and records.
+"""
 
 import errno
 import json
@@ -8,13 +12,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# The published files that an installed package carries (see pyproject.toml). In the repository,
+# there is no such folder.
+CARRIED = Path(__file__).with_name("published")
+
 
 def repo_root() -> Path:
-    """Return the folder of the repository, or the working directory if there is no repository."""
+    """Return the folder of the repository, or the working directory if the package is installed."""
     root = Path(__file__).parents[2]
-    if (root / "pyproject.toml").exists():
+    if (root / "pyproject.toml").exists() and not CARRIED.exists():
         return root
     return Path.cwd()
+
+
+def published(name: str) -> Path:
+    """Return the path of a published file, such as "models/conv_net.pth".
+
+    It is in the repository. If the package is installed, it is in the working directory, or else
+    the copy that the package carries.
+    """
+    path = repo_root() / name
+    carried = CARRIED / name
+    if carried.exists() and not path.exists():
+        return carried
+    return path
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from mnist_mlp.data import Splits
 from mnist_mlp.datasets import load
 from mnist_mlp.evaluation import Evaluation, evaluate
 from mnist_mlp.files import atomic_write, repo_root
+from mnist_mlp.files import published as published  # for notebooks
 from mnist_mlp.identity import describe_training, sha256_of_datasets
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.plots import training_metrics
@@ -105,7 +106,8 @@ def banner(splits: Splits) -> HTML:
 def output_path(name: str) -> Path:
     """Return the path for a file to be written, in `$MNIST_MLP_OUTPUT` or else the repository.
 
-    The folder is created if it does not exist.
+    An installed package writes to the working directory instead of the repository. The folder is
+    created if it does not exist.
 
     Args:
         name: The path within the repository, such as "models/enhanced_model.pth".
@@ -127,11 +129,6 @@ def output_path(name: str) -> Path:
         raise OSError(f"{path} cannot be written: {error}. Make its folder writable.") from error
 
     return path
-
-
-def published(name: str) -> Path:
-    """Return the path of a file in the repository, such as "models/conv_net.pth"."""
-    return repo_root() / name
 
 
 def save_figure(name: str) -> None:

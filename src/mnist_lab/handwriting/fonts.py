@@ -9,10 +9,10 @@ from scipy.ndimage import affine_transform, maximum_filter
 
 from mnist_lab.handwriting.preprocess import to_mnist
 from mnist_mlp.data import ImageDataset
-from mnist_mlp.files import read_json, repo_root
+from mnist_mlp.files import published, read_json
 
 # One row of ten digits per font.
-FONT_SHEET = repo_root() / "benchmarks" / "accuracy" / "fonts.png"
+FONT_SHEET = published("benchmarks/accuracy/fonts.png")
 
 SIDE = 48  # pixels of the square around one digit
 MARGIN = 16  # pixels of paper around this square: room for a thick pen and a slant

@@ -5,9 +5,7 @@ from statistics import mean
 
 import pandas as pd
 
-from mnist_mlp.files import read_json, repo_root
-
-RECORDS = repo_root() / "benchmarks" / "accuracy"
+from mnist_mlp.files import published, read_json
 
 
 def read_handwriting() -> dict:
@@ -18,7 +16,7 @@ def read_handwriting() -> dict:
         ValueError: The record is damaged.
     """
     schema = {"images": dict, "before": dict, "runs": list, "test_images": int}
-    return read_json(RECORDS / "handwriting.json", schema)
+    return read_json(published("benchmarks/accuracy/handwriting.json"), schema)
 
 
 def handwriting_table(record: Mapping) -> pd.DataFrame:
@@ -55,7 +53,7 @@ def read_generalisation() -> dict:
         OSError: The record is missing.
         ValueError: The record is damaged.
     """
-    return read_json(RECORDS / "generalisation.json", {"counts": dict})
+    return read_json(published("benchmarks/accuracy/generalisation.json"), {"counts": dict})
 
 
 def generalisation_table(counts: Mapping) -> pd.DataFrame:

@@ -11,15 +11,13 @@ from matplotlib.axes import Axes
 
 from mnist_lab.research.sweep import sweep
 from mnist_mlp.comparison import compare
-from mnist_mlp.files import read_json, repo_root
+from mnist_mlp.files import published, read_json
 from mnist_mlp.plots import BLUE, GREY, new_axes
-
-FOLDER = repo_root() / "benchmarks" / "accuracy"
 
 
 def read_ideas() -> dict:
     """Return the record of `make ideas`. Raises OSError or ValueError if it is damaged."""
-    return read_json(FOLDER / "ideas.json", {"groups": dict})
+    return read_json(published("benchmarks/accuracy/ideas.json"), {"groups": dict})
 
 
 def read_record(configuration: str = "") -> dict:
@@ -35,7 +33,7 @@ def read_record(configuration: str = "") -> dict:
             recomputed.
     """
     schema = {"configurations": dict, "best": str, "robust": str, "test_images": int}
-    record = read_json(FOLDER / "ablation.json", schema)
+    record = read_json(published("benchmarks/accuracy/ablation.json"), schema)
 
     # A configuration that trains on the validation images has no validation accuracy.
     names = [

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mnist_mlp.data import MEAN, STD, ImageDataset, Splits, batches, epoch_generator
 from mnist_mlp.evaluation import device_of
-from mnist_mlp.files import read_json, repo_root
+from mnist_mlp.files import published, read_json
 from mnist_mlp.model import EnhancedNet
 from mnist_mlp.plots import BLUE, GREY, ORANGE, new_axes
 from mnist_mlp.recipe import Recipe
@@ -264,7 +264,7 @@ def tuning_plot(record: Mapping) -> Figure:
 
 def read_record() -> dict:
     """Return the record of `make tune`."""
-    path = repo_root() / "benchmarks" / "accuracy" / "tune.json"
+    path = published("benchmarks/accuracy/tune.json")
     return read_json(path, {"dataset": str, "space": dict, "trials": list, "best": int})
 
 

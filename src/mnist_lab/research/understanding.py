@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from mnist_mlp.data import MEAN, STD, ImageDataset
-from mnist_mlp.files import read_json, repo_root
+from mnist_mlp.files import published, read_json
 
 # Test images whose label most of five people rejected, with the digit that they chose.
 # Source: Northcutt, Athalye & Mueller, "Pervasive label errors in test sets destabilize machine
@@ -298,4 +298,4 @@ def quantise_weights(model: nn.Module, bits: int = 8) -> nn.Module:
 def read_labels() -> dict:
     """Return the record of `make labels`. Raises OSError or ValueError if it is damaged."""
     schema = {"most_suspicious": list, "suspicious_labels": int, "images": int}
-    return read_json(repo_root() / "benchmarks" / "accuracy" / "labels.json", schema)
+    return read_json(published("benchmarks/accuracy/labels.json"), schema)
