@@ -11,9 +11,9 @@ NOTEBOOK := notebooks/Handwritten-Digits-Classifier.ipynb
 # This environment's kernel, not one of the user's own.
 export JUPYTER_PREFER_ENV_PATH := 1
 
-# Threads that wait for others sleep: two trainings at once would else take turns at waiting, many
-# times as long as one. mnist_mlp sets it too, but a script may import torch before.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait for others soon sleep, so that two trainings at once do not disturb each other.
+# mnist_mlp sets this too, but a script may import torch before.
+export GOMP_SPINCOUNT ?= 1000
 
 # Containers often set this, and then every process compiles all modules again.
 export PYTHONDONTWRITEBYTECODE :=

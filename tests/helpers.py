@@ -9,10 +9,8 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
-# pytest-xdist starts one process per core, so each gets one thread. Waiting threads must sleep:
-# spinning ones can slow a busy machine tenfold. torch reads this when it is imported.
+# pytest-xdist starts one process per core, so each gets one thread. torch reads this on import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # our kernel, not one of the user's own
 
 import matplotlib
