@@ -226,3 +226,65 @@ def test_identity_has_an_entry_for_each_difference(toy, change, entry):
     after = describe_training(**{**arguments, **change})
 
     assert after.get(entry) != before.get(entry)
+
+
+def test_describe_sees_a_module_that_is_imported_within_the_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "inner_helper.py").write_text("amount = 0.3\n")
+
+    def augment(images, generator):
+        from inner_helper import amount
+
+        return images * amount
+
+    before = describe(augment)
+    monkeypatch.setattr("inner_helper.amount", 5.0)
+    assert describe(augment) != before
+
+
+def test_describe_sees_the_names_of_the_arguments():
+    """They decide what `partial(f, a=5)` computes."""
+
+    def first(images, a=1, b=2):
+        return images * (a - b)
+
+    def second(images, b=1, a=2):
+        return images * (b - a)
+
+    second.__qualname__ = first.__qualname__
+    assert describe(partial(first, a=5)) != describe(partial(second, a=5))
+
+
+SCRIPT_WITH_A_CLASS = """
+import cloudpickle
+from torch import nn
+from mnist_mlp.identity import describe
+
+class Network(nn.Module):
+    width = 32
+    def __init__(self):
+        super().__init__()
+    def forward(self, images):
+        return self._activation(images)
+    def _activation(self, images):
+        return images
+
+print(describe(Network))
+open("network.pickle", "wb").write(cloudpickle.dumps(Network))
+"""
+
+WORKER = """
+import pickle
+from mnist_mlp.identity import describe
+
+print(describe(pickle.load(open("network.pickle", "rb"))))
+"""
+
+
+def test_describe_gives_a_class_of_a_script_one_digest_in_all_processes(tmp_path):
+    digests = []
+    for code in (SCRIPT_WITH_A_CLASS, WORKER):
+        command = [sys.executable, "-c", code]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        digests.append(process.stdout)
+    assert digests[0] == digests[1]

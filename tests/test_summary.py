@@ -131,6 +131,7 @@ def test_summarise_pairs_the_seeds_that_both_have():
     row = summarise([*shuffled, extra], "base").loc["digits", "idea"]
 
     assert row["n"] == 7
+    assert row["pairs"] == 6
     assert row["p"] == pytest.approx(stats.ttest_rel(BETTER, BASE).pvalue)
 
 
@@ -148,6 +149,8 @@ def test_summarise_of_single_runs_has_no_verdict():
     table = summarise(records_of({"base": [0.5], "idea": [0.6]}), "base")
 
     assert table.loc[("digits", "idea"), "verdict"] == "too few seeds"
+    assert table.loc[("digits", "idea"), "difference"] == pytest.approx(0.1)
+    assert "nan" not in verdicts(table)[0]
     assert math.isnan(table.loc[("digits", "idea"), "std"])
 
 
@@ -255,6 +258,22 @@ def test_summarise_refuses_accuracies_on_training_images():
         summarise([record("base", 0, 0.5, all_images=True)])
 
 
+def test_summarise_names_failed_runs():
+    failed = {"run": {"seed": 0}, "version": {}, "name": "focal", "failed": "ValueError: no"}
+    with pytest.warns(UserWarning, match="1 of 7 runs failed .* focal: ValueError: no"):
+        summarise([*records_of({"base": BASE}), failed])
+
+
+def test_summary_table_can_be_exported(table):
+    assert "| better" in table.reset_index().to_markdown()
+    assert "better" in table.to_latex()
+
+
+def test_verdicts_need_a_comparison():
+    with pytest.raises(ValueError, match="baseline"):
+        verdicts(summarise(records_of({"base": BASE})))
+
+
 def test_summarise_refuses_an_empty_list():
     with pytest.raises(ValueError, match="at least one run"):
         summarise([])
@@ -268,7 +287,7 @@ def test_verdicts_are_sentences_in_points(table):
     assert sentences[0] == (
         f"digits, better: {100 * row['difference']:+.2f} points "
         f"[{100 * row['difference low']:+.2f}, {100 * row['difference high']:+.2f}], "
-        f"p = {row['p, Holm']:.2g}: better."
+        f"p after Holm = {row['p, Holm']:.2g}: better."
     )
 
 

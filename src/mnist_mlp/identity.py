@@ -7,6 +7,7 @@ training of the same identity. What is compared is content, never the name of a 
 import argparse
 import dis
 import hashlib
+import importlib
 import json
 import platform
 import sys
@@ -241,25 +242,44 @@ def _used_globals(function: FunctionType) -> list:
 
     Of another module of the user's own, these are the module and its values.
     """
-    # Of `settings.width` the first name is a global one, and the second an attribute.
+    # Of `settings.width` the first name is a global one, and the second an attribute. A function
+    # may also import a module itself: `from settings import width`.
     global_names = []
+    module_names = []
     attribute_names = []
     for code in _with_inner_functions(function.__code__):
         for instruction in dis.get_instructions(code):
             if instruction.opname == "LOAD_GLOBAL":
                 global_names.append(instruction.argval)
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            elif instruction.opname == "IMPORT_NAME":
+                module_names.append(instruction.argval)
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):
                 attribute_names.append(instruction.argval)
 
-    used_values = []
-    for global_name in dict.fromkeys(global_names):
-        value = function.__globals__.get(global_name)
-        used_values.append(value)
+    values = [function.__globals__.get(name) for name in dict.fromkeys(global_names)]
+    for name in dict.fromkeys(module_names):
+        values.append(_import(name, function.__globals__.get("__package__")))
 
+    used_values = []
+    for value in values:
+        used_values.append(value)
         path = getattr(value, "__file__", None)
         if isinstance(value, ModuleType) and path is not None and not _is_installed(path):
             used_values += [vars(value).get(name) for name in dict.fromkeys(attribute_names)]
     return used_values
+
+
+def _import(name: str, package: str | None) -> ModuleType | None:
+    """Return the module that a function imports, or None if it cannot be imported."""
+    names = [name]
+    if package:  # the import may be relative: the bytecode does not say
+        names.insert(0, f"{package}.{name}")
+    for full_name in names:
+        try:
+            return importlib.import_module(full_name)
+        except ImportError:
+            continue
+    return None
 
 
 def _with_inner_functions(code: CodeType) -> list[CodeType]:
@@ -284,7 +304,7 @@ def _can_be_described(value: Any) -> bool:
 
 
 def _code_details(code: CodeType) -> list:
-    """Return the instructions, names and constants of a piece of bytecode."""
+    """Return the instructions, argument names, other names and constants of a piece of bytecode."""
     constants: list = []
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -293,7 +313,11 @@ def _code_details(code: CodeType) -> list:
             constants.append(sorted(repr(item) for item in constant))
         else:
             constants.append(repr(constant))
-    return [code.co_code.hex(), list(code.co_names), constants]
+
+    # A caller may pass arguments by their names.
+    n_arguments = code.co_argcount + code.co_kwonlyargcount
+    arguments = list(code.co_varnames[:n_arguments])
+    return [code.co_code.hex(), arguments, list(code.co_names), constants]
 
 
 def _class_details(cls: type, seen: dict[int, Any]) -> list:
@@ -302,7 +326,8 @@ def _class_details(cls: type, seen: dict[int, Any]) -> list:
     for base in cls.__mro__:
         if _is_installed(_file_of(base)):
             continue
-        for name, attribute in vars(base).items():
+        # Sorted, because a class that was sent to another process has them in another order.
+        for name, attribute in sorted(vars(base).items()):
             if isinstance(attribute, (staticmethod, classmethod)):
                 attribute = attribute.__func__
             if isinstance(attribute, property):

@@ -165,7 +165,8 @@ def summarise(
     order of the images if they have the same network and data.
 
     Args:
-        records: Records of a `sweep`, of one or more data sets. Those of failed runs are left out.
+        records: Records of a `sweep`, of one or more data sets. Those of failed runs are left out,
+            with a warning.
         baseline: The name of the configuration that the others are compared with. A configuration
             without a name is called by the fields in which it differs, "default" if in none.
         metric: "validation_accuracy" or "test_accuracy".
@@ -179,7 +180,8 @@ def summarise(
 
         With a baseline, also
 
-        * `difference`: the mean difference to the baseline over the seeds that both have.
+        * `pairs`: the number of seeds that this configuration and the baseline both have.
+        * `difference`: the mean difference to the baseline over these seeds.
         * `difference low`, `difference high`: its 95% interval (t), not corrected.
         * `p`: of the paired t-test.
         * `p, sign flips`: of the permutation test that flips the signs of the differences. With n
@@ -200,6 +202,16 @@ def summarise(
     Sources: Student, "The probable error of a mean", 1908; Fisher, "The design of experiments",
     1935 (sign flips); Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
+    records = list(records)
+    failed = [record for record in records if "failed" in record]
+    if failed:
+        name = failed[0].get("name") or failed[0]["run"]
+        warnings.warn(
+            f"{len(failed)} of {len(records)} runs failed and are left out; the first is {name}: "
+            f"{failed[0]['failed']}",
+            stacklevel=2,
+        )
+
     values = values_by_configuration(records, metric)
     datasets = list(dict.fromkeys(dataset for dataset, _ in values))
     configurations = list(dict.fromkeys(configuration for _, configuration in values))
@@ -250,18 +262,29 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 
     Example:
         >>> print(*verdicts(table), sep="\\n")
-        mnist, Lion: +0.31 points [+0.12, +0.50], p = 0.02: better.
+        mnist, Lion: +0.31 points [+0.12, +0.50], p after Holm = 0.02: better.
+
+    Raises:
+        ValueError: The table has no comparison.
     """
+    if "verdict" not in table:
+        raise ValueError(
+            "the table compares nothing: call summarise(records, baseline='NAME') with a "
+            "configuration that is not alone on its data set."
+        )
+
     sentences = []
     for (dataset, configuration), row in table.iterrows():
         if row["verdict"] == "baseline":
             continue
         points = [100 * row[name] for name in ("difference", "difference low", "difference high")]
         difference, low, high = points
-        sentences.append(
-            f"{dataset}, {configuration}: {difference:+.2f} points [{low:+.2f}, {high:+.2f}], "
-            f"p = {row['p, Holm']:.2g}: {row['verdict']}."
-        )
+        finding = f"{difference:+.2f} points"
+        if not math.isnan(low):
+            finding += f" [{low:+.2f}, {high:+.2f}], p after Holm = {row['p, Holm']:.2g}"
+        if row["pairs"] < row["n"]:
+            finding += f", over the {row['pairs']:.0f} seeds that both have"
+        sentences.append(f"{dataset}, {configuration}: {finding}: {row['verdict']}.")
     return sentences
 
 
@@ -388,7 +411,10 @@ def values_by_configuration(
 
     for record in complete:
         if metric not in record:
-            raise ValueError(f"a record has no {metric}: call sweep(..., test=True) for it.")
+            remedy = "is it a record of a sweep?"
+            if metric == "test_accuracy":
+                remedy = "call sweep(..., test=True) for it."
+            raise ValueError(f"the record of {record['run']} has no {metric}: {remedy}")
         if record["run"]["all_images"] and metric == "validation_accuracy":
             raise ValueError(
                 "a run was trained on the validation images too, so its validation accuracy "
@@ -439,8 +465,14 @@ def _paired_statistics(
     seeds = [seed for seed in by_seed if seed in baseline]
     differences = np.array([by_seed[seed] - baseline[seed] for seed in seeds])
     if len(seeds) < 2:
-        names = ("difference", "difference low", "difference high", "p", "p, sign flips")
-        return dict.fromkeys(names, math.nan)
+        return {
+            "pairs": len(seeds),
+            "difference": float(differences.mean()) if seeds else math.nan,
+            "difference low": math.nan,
+            "difference high": math.nan,
+            "p": math.nan,
+            "p, sign flips": math.nan,
+        }
 
     # Exact for up to 13 seeds: then there are fewer flips than resamples.
     flips = stats.permutation_test(
@@ -455,6 +487,7 @@ def _paired_statistics(
     if np.ptp(differences) > 1e-12:  # the t-test cannot judge differences that are all equal
         p_value = float(stats.ttest_1samp(differences, 0).pvalue)
     return {
+        "pairs": len(seeds),
         "difference": sample["mean"],
         "difference low": sample["low"],
         "difference high": sample["high"],

@@ -36,6 +36,7 @@ from mnist_mlp.evaluation import check_network, evaluate
 from mnist_mlp.files import read_json, write_json
 from mnist_mlp.identity import describe, sha256_of_datasets
 from mnist_mlp.model import EnhancedNet
+from mnist_mlp.optim import bfloat16_units
 from mnist_mlp.recipe import History, Recipe
 from mnist_mlp.train import default_augmentation, fit, resolve_precision
 
@@ -641,6 +642,8 @@ def train_run(
         "run": described,
         "version": version,
         "threads": threads,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16_units": bfloat16_units(),
         "validation_accuracy": history.validation_accuracy,
         "best_epoch": history.best_epoch,
         "seconds": history.seconds,
