@@ -255,6 +255,20 @@ def test_load_digits_draws_its_test_set_by_the_seed(digits):
     assert not torch.equal(load("digits", seed=4).test.images, digits.test.images)
 
 
+def test_load_digits_returns_images_of_its_own():
+    """Whoever changes them changes no later ones."""
+    first = load("digits")
+    expected = [split.images.clone() for split in (first.train, first.validation, first.test)]
+    for split in (first.train, first.validation, first.test):
+        split.images.zero_()
+        split.labels.zero_()
+
+    again = load("digits")
+    for split, images in zip((again.train, again.validation, again.test), expected, strict=True):
+        assert torch.equal(split.images, images)
+        assert split.labels.unique().tolist() == list(range(10))
+
+
 def test_load_takes_no_bool_for_its_folder():
     """`load("mnist", False)` is meant to be `download=False`."""
     with pytest.raises(TypeError):

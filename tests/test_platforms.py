@@ -1,6 +1,7 @@
 """The project works on other systems, or names what is missing."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,27 +10,7 @@ import nbformat
 import pytest
 from helpers import ROOT
 
-
-def test_execute_uses_this_python_and_not_a_users_kernel(tmp_path, monkeypatch):
-    users_kernel = tmp_path / "kernels" / "python3"
-    users_kernel.mkdir(parents=True)
-    (users_kernel / "kernel.json").write_text('{"argv": ["false"], "display_name": "x"}')
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
-
-    notebook = nbformat.v4.new_notebook()
-    parameters = nbformat.v4.new_code_cell('dataset = "digits"', metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "-", "language": "python"}
-    nbformat.write(notebook, tmp_path / "where.ipynb")
-
-    # Importing the script makes Jupyter prefer this environment.
-    monkeypatch.syspath_prepend(ROOT / "notebooks")
-    monkeypatch.delitem(sys.modules, "execute", raising=False)
-    import execute
-
-    result = nbformat.read(execute.execute(tmp_path / "where.ipynb"), as_version=4)
-    assert result.cells[-1].outputs[0].text.strip() == sys.executable
+import mnist_mlp
 
 
 def run(*command, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -50,23 +31,34 @@ SHOW_POLICY = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
 def test_import_lets_waiting_threads_sleep_soon_unless_the_user_decides(no_policy, monkeypatch):
-    command = (sys.executable, "-c", f"import mnist_mlp; {SHOW_POLICY}")
-    assert run(*command).stdout == "1000\n"
+    runpy.run_path(mnist_mlp.__file__)  # another process takes seconds to import torch
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
-    assert run(*command).stdout == "77\n"
+    runpy.run_path(mnist_mlp.__file__)
+    assert os.environ["GOMP_SPINCOUNT"] == "77"
 
 
-def test_execute_starts_a_kernel_whose_idle_threads_sleep(no_policy, tmp_path):
+def test_execute_starts_this_python_and_no_users_kernel_and_its_idle_threads_sleep(
+    no_policy, tmp_path, monkeypatch
+):
+    users_kernel = tmp_path / "kernels" / "python3"
+    users_kernel.mkdir(parents=True)
+    (users_kernel / "kernel.json").write_text('{"argv": ["false"], "display_name": "x"}')
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+
     notebook = nbformat.v4.new_notebook()
     parameters = nbformat.v4.new_code_cell('dataset = "digits"', metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, nbformat.v4.new_code_cell(SHOW_POLICY)]
+    show_python = nbformat.v4.new_code_cell("import sys; print(sys.executable)")
+    notebook.cells = [parameters, show_python, nbformat.v4.new_code_cell(SHOW_POLICY)]
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "-", "language": "python"}
-    nbformat.write(notebook, tmp_path / "policy.ipynb")
+    nbformat.write(notebook, tmp_path / "where.ipynb")
 
-    process = run(sys.executable, "notebooks/execute.py", tmp_path / "policy.ipynb")
+    process = run(sys.executable, "notebooks/execute.py", tmp_path / "where.ipynb")
     assert process.returncode == 0, process.stderr
-    result = nbformat.read(tmp_path / "policy-digits.ipynb", as_version=4)
-    assert result.cells[-1].outputs[0].text == "1000\n"
+    result = nbformat.read(tmp_path / "where-digits.ipynb", as_version=4)
+    printed = [cell.outputs[0].text for cell in result.cells[1:]]
+    assert printed == [f"{sys.executable}\n", "1000\n"]
 
 
 TRAIN = """

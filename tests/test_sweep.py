@@ -130,8 +130,10 @@ def test_sweep_trains_a_student_on_teacher_logits(digits, tmp_path):
     assert_same_training(record, tmp_path, history, model)
 
 
-def test_sweep_trains_the_named_model(tmp_path):
-    run = {**QUICK, "model": "ConvNet", "augment_strength": 0.0}
+@pytest.mark.filterwarnings("ignore:after epoch")  # two steps teach nothing
+def test_sweep_trains_the_named_model(digits, tmp_path):
+    few = digits.train.subset(torch.arange(128))  # the network takes long
+    run = {**QUICK, "dataset": few, "model": "ConvNet", "augment_strength": 0.0}
 
     sweep([run], tmp_path)
 
@@ -520,9 +522,9 @@ def test_worker_with_other_functions_trains_nothing():
 
 
 SCRIPT = """
-import sys, time
+import sys
+import time
 from pathlib import Path
-import torch
 from joblib import parallel_config
 from torch import nn
 from mnist_lab.research.sweep import sweep
@@ -535,50 +537,49 @@ def half(images, generator):
     return images / 2
 
 def log(name, history):
-    if len(history.epochs) == 1:
-        with open(f"{folder}/{own_name}.trained", "a") as file:
-            file.write(name + "\\n")
-        time.sleep(0.1)
+    with (folder / "trained.txt").open("a") as file:
+        file.write(name + "\\n")
+    time.sleep(0.1)  # meanwhile another process claims a run
 
-folder, own_name, backend, n_runs = sys.argv[1:]
-run = {"dataset": "digits", "epochs": 2, "batch_size": 64, "model": Net, "augment": half}
-runs = [{**run, "seed": seed} for seed in range(int(n_runs))]
-
-# Both processes begin at the same time.
-Path(f"{folder}/{own_name}.ready").touch()
-while len(list(Path(folder).glob("*.ready"))) < int(own_name[0]):
-    time.sleep(0.01)
-with parallel_config(backend=backend):
-    records = sweep(runs, f"{folder}/records", on_epoch=log)
-print("SHA", *[record["sha256"] for record in records])
+folder = Path(sys.argv[1])
 """
 
 
-def start_script(folder, own_name: str, backend: str, n_runs: int) -> subprocess.Popen:
-    """Start a process that sweeps; the name begins with the number of processes that do."""
-    (folder / "script.py").write_text(textwrap.dedent(SCRIPT.replace("\\\\", "\\")))
-    command = [sys.executable, folder / "script.py", folder, own_name, backend, str(n_runs)]
+def start_script(folder, ending: str) -> subprocess.Popen:
+    """Start a process that runs the script with this ending."""
+    (folder / "script.py").write_text(SCRIPT + textwrap.dedent(ending))
+    command = [sys.executable, folder / "script.py", folder]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_processes_that_share_a_folder_train_each_run_once(tmp_path):
-    processes = [start_script(tmp_path, name, "sequential", 6) for name in ("2-a", "2-b")]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    """The processes are this one and a script."""
+    runs = [{**QUICK, "seed": seed} for seed in range(6)]
+    ending = f"""
+        print("ready", flush=True)
+        with parallel_config(backend="sequential"):
+            records = sweep({runs}, folder / "records", on_epoch=log)
+        print(*[record["sha256"] for record in records])
+    """
+    trained_here = tmp_path / "trained here.txt"
 
-    trained = [path.read_text().split() for path in tmp_path.glob("*.trained")]
-    assert len(trained) == 2  # each of them has trained some
-    assert len(trained[0]) + len(trained[1]) == len({*trained[0], *trained[1]}) == 6
-    last_lines = [output.splitlines()[-1] for output in outputs]
-    assert last_lines[0] == last_lines[1]
-    assert not list(tmp_path.glob("records/*.claim"))
+    def log(name, history):
+        with trained_here.open("a") as file:
+            file.write(name + "\n")
+        time.sleep(0.1)
 
-
-def test_workers_train_what_a_script_defines(tmp_path):
-    process = start_script(tmp_path, "1", "loky", 2)
+    process = start_script(tmp_path, ending)
+    assert process.stdout.readline() == "ready\n"
+    records = sweep(runs, tmp_path / "records", on_epoch=log)
     output, _ = process.communicate(timeout=300)
 
-    assert len(output.splitlines()[-1].split()) == 3
-    assert len((tmp_path / "1.trained").read_text().split()) == 2
+    names_here = trained_here.read_text().split()
+    names_there = (tmp_path / "trained.txt").read_text().split()
+    assert names_here
+    assert names_there
+    assert sorted(names_here + names_there) == sorted(run_name(run) for run in runs)
+    assert output.splitlines()[-1].split() == [record["sha256"] for record in records]
+    assert not list(tmp_path.glob("records/*.claim"))
 
 
 @not_on_windows
@@ -630,25 +631,56 @@ def test_sweep_records_nothing_of_an_interrupted_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@not_on_windows
-def test_sweep_continues_after_sigkill_and_leaves_no_worker(tmp_path):
-    folder = tmp_path / "killed"
-    runs = [{**QUICK, "epochs": epochs} for epochs in (1, 10, 11)]
-    code = f"from mnist_lab.research.sweep import sweep; sweep({runs!r}, {str(folder)!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    while process.poll() is None and not list(folder.glob("*.json")):
+TO_KILL = [{**QUICK, "epochs": epochs} for epochs in (1, 10, 11)]
+
+
+@pytest.fixture(scope="module")
+def killed_script(tmp_path_factory):
+    """A script that sweeps over what it defines, and is killed in its second sweep; its folder.
+
+    One script for both, since its workers take long to start.
+    """
+    folder = tmp_path_factory.mktemp("script")
+    ending = f"""
+        own = {{**{QUICK}, "model": Net, "augment": half}}
+        records = sweep([own, {{**own, "seed": 1}}], folder / "own", on_epoch=log)
+        (folder / "returned.txt").write_text(" ".join(record["sha256"] for record in records))
+        sweep({TO_KILL}, folder / "killed")
+    """
+    process = start_script(folder, ending)
+    while process.poll() is None and not list(folder.glob("killed/*.json")):
         time.sleep(0.01)
     process.kill()
+    return process, folder
+
+
+def test_workers_train_what_a_script_defines(killed_script):
+    _, folder = killed_script
+
+    returned = (folder / "returned.txt").read_text().split()
+    saved = [json.loads(path.read_bytes()) for path in folder.glob("own/*.json")]
+    assert len(returned) == 2
+    assert sorted(record["sha256"] for record in saved) == sorted(returned)
+    for record in saved:
+        assert record["run"]["model"].startswith("__main__.Net (")
+        assert record["run"]["augment"].startswith("__main__.half (")
+    assert len((folder / "trained.txt").read_text().split()) == 2
+
+
+@not_on_windows
+def test_sweep_continues_after_sigkill_and_leaves_no_worker(killed_script, tmp_path):
+    process, script_folder = killed_script
+    folder = script_folder / "killed"
     process.communicate(timeout=60)  # the workers share this pipe, so it ends when they end
 
     times = modification_times(folder.glob("*.json"))
     assert 0 < len(times) < 3
-    records = sweep(runs, folder)
+    records = sweep(TO_KILL, folder)
     assert [record["run"]["epochs"] for record in records] == [1, 10, 11]
     assert modification_times(times) == times
 
     # A worker trains what this process trains.
-    (record,) = sweep(runs[:1], tmp_path / "here")
+    (record,) = sweep(TO_KILL[:1], tmp_path / "here")
     assert without_times(record) == without_times(records[0])
 
 

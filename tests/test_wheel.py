@@ -13,6 +13,7 @@ import papermill
 import pytest
 from helpers import ROOT, code_cells
 
+from mnist_lab.handwriting.synthetic import write_samples
 from mnist_mlp.datasets import default_root
 
 FOLDER = ROOT / "notebooks"
@@ -48,13 +49,6 @@ def empty_folder(site, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def python(code: str, *arguments: str) -> dict:
-    """Run code in a new Python process; return the JSON that it prints."""
-    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
-    assert process.returncode == 0, process.stderr.decode()
-    return json.loads(process.stdout)
-
-
 def names_of_published_files() -> set[str]:
     """The published files that a cell of a notebook or a module names."""
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
@@ -70,35 +64,42 @@ def names_of_published_files() -> set[str]:
     return names
 
 
-def test_wheel_carries_every_published_file_that_is_read(site, empty_folder):
+PRINT_PLACES = """
+import json
+import sys
+from mnist_mlp import notebook
+from mnist_mlp.datasets import default_root
+from mnist_mlp.files import published
+
+notebook.check_parameters()
+places = {name: str(published(name)) for name in sys.argv[1:]}
+places["package"] = notebook.__file__
+places["output"] = str(notebook.output_path("models/net.pth"))
+places["data"] = str(default_root())
+print(json.dumps(places))
+"""
+
+
+def test_wheel_reads_published_files_and_writes_to_the_working_directory(
+    site, empty_folder, monkeypatch
+):
     names = names_of_published_files()
     assert {"models/conv_net.pth", "benchmarks/accuracy/labels.json"} < names
 
-    code = (
-        "import json, sys; from mnist_mlp.files import published; "
-        "print(json.dumps({name: str(published(name)) for name in sys.argv[1:]}))"
-    )
-    paths = python(code, *names)
-    for name in names:
-        assert Path(paths[name]).is_relative_to(site), name
-        assert Path(paths[name]).read_bytes() == (ROOT / name).read_bytes(), name
-        if name.endswith(".pth"):
-            assert Path(paths[name]).with_suffix(".json").exists(), name
-
-
-def test_wheel_writes_and_downloads_to_the_working_directory(site, empty_folder, monkeypatch):
     monkeypatch.delenv("MNIST_ROOT")
-    code = (
-        "import json; from mnist_mlp import notebook; from mnist_mlp.datasets import default_root; "
-        "notebook.check_parameters(); "
-        "places = [notebook.output_path('models/net.pth'), default_root(), notebook.__file__]; "
-        "print(json.dumps([str(place) for place in places]))"
-    )
-    output, data, package = python(code)
+    command = [sys.executable, "-c", PRINT_PLACES, *names]
+    process = subprocess.run(command, capture_output=True)
+    assert process.returncode == 0, process.stderr.decode()
+    places = {name: Path(place) for name, place in json.loads(process.stdout).items()}
 
-    assert Path(output) == empty_folder / "models" / "net.pth"
-    assert Path(data) == empty_folder / "data"
-    assert Path(package).is_relative_to(site)
+    assert places["package"].is_relative_to(site)
+    assert places["output"] == empty_folder / "models" / "net.pth"
+    assert places["data"] == empty_folder / "data"
+    for name in names:
+        assert places[name].is_relative_to(site), name
+        assert places[name].read_bytes() == (ROOT / name).read_bytes(), name
+        if name.endswith(".pth"):
+            assert places[name].with_suffix(".json").exists(), name
 
 
 def test_wheel_has_types_styles_scripts_and_licence(site):
@@ -130,12 +131,21 @@ def run_in_empty_folder(path: Path, folder: Path, site: Path, **parameters):
     return executed
 
 
-def test_wheel_runs_a_notebook_in_an_empty_folder(site, empty_folder):
-    executed = run_in_empty_folder(OWN_DIGITS, empty_folder, site, dataset="digits", epochs=1)
+def test_wheel_runs_a_notebook_in_an_empty_folder(site, empty_folder, tmp_path):
+    # Three pictures of each digit are the fewest that can be trained on. The samples are 200.
+    samples = write_samples(tmp_path / "pictures", each=3)
+    parameters = {
+        "dataset": "digits",
+        "pictures": str(tmp_path / "pictures"),
+        "corrections": {path.name: digit for path, digit in samples},
+        "epochs": 1,
+    }
+    executed = run_in_empty_folder(OWN_DIGITS, empty_folder, site, **parameters)
 
     outputs = [output for cell in code_cells(executed) for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert (empty_folder / "data" / "own-digits").is_dir()
+    assert len(list((empty_folder / "data" / "own-digits" / "labelled").glob("*/*.jpg"))) == 30
+    assert (empty_folder / "models" / "enhanced_model-own-hand.pth").exists()
 
 
 @pytest.mark.campaign

@@ -7,6 +7,7 @@ import os
 import warnings
 import zlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -246,14 +247,18 @@ def _download(path: Path) -> None:
 
 def _load_digits(seed: int) -> tuple[ImageDataset, ImageDataset]:
     """Return scikit-learn's 8x8 digits as 28x28 images: 1,437 to train on and 360 to test on."""
+    everything = _all_digits()
+    kept, held_out = stratified_split(everything.labels, holdout_fraction=1 / 5, seed=seed)
+    return everything.subset(kept), everything.subset(held_out)  # copies
+
+
+@cache  # to scale and place the images takes longer than a short training on them
+def _all_digits() -> ImageDataset:
     from sklearn import datasets  # here, because it takes time to import
 
     digits = datasets.load_digits()
     images = torch.stack([centre_digit(torch.tensor(image)) for image in digits.images / 16])
-    everything = ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
-
-    kept, held_out = stratified_split(everything.labels, holdout_fraction=1 / 5, seed=seed)
-    return everything.subset(kept), everything.subset(held_out)
+    return ImageDataset(images, torch.tensor(digits.target, dtype=torch.int64))
 
 
 def _load_torchvision(name: str, root: Path, download: bool) -> tuple[ImageDataset, ImageDataset]:
