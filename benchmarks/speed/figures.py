@@ -10,14 +10,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from mnist_mlp import plots
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parents[1] / "figures"
-FAST = "mnist_mlp, fast"
+FAST = "speedrun"
 
 
 def number(value: float, _=None) -> str:
@@ -25,55 +24,52 @@ def number(value: float, _=None) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
-def bars(ax: Axes, values: dict[str, float], notes: dict[str, str], unit: str) -> None:
-    """Draw a bar with a note for each name; this project's bars have another colour."""
-    colours = [plots.ORANGE if "mnist_mlp" in name else plots.BLUE for name in values]
-    ax.barh(list(values), list(values.values()), color=colours, height=0.7)
-    for name, value in values.items():
-        ax.annotate(
-            notes[name], (value, name), (4, 0), textcoords="offset points", va="center", size=9
-        )
-    ax.set(xlabel=unit)
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-
-
-def measured(rows: dict[str, dict], key: str) -> dict[str, dict]:
-    """Return the rows without an error, in ascending order of the measurement `key`."""
-    rows = {label: row for label, row in rows.items() if "error" not in row}
-    return dict(sorted(rows.items(), key=lambda item: item[1][key]))
+# Where the label of a point goes, in points from it, where the default would hit another label.
+LABEL_OFFSETS: dict[str, tuple[int, int]] = {}
 
 
 def time_to_accuracy(records: dict) -> None:
-    """Draw the newest record: seconds to the goal, and images per second at equal settings."""
+    """Draw the newest record: test accuracy against seconds from the shell, a point a row."""
     units, record = next(iter(records.items()))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(10.5, 5.4), layout="constrained")
 
-    rows = measured(record["time_to_goal"], "seconds")
-    seconds = {label: row["seconds"] for label, row in rows.items()}
-    notes = {}
-    for label, row in rows.items():
-        notes[label] = f"{row['seconds']:.1f} s"
-        if not row["cleared"]:
-            notes[label] = f"at least {notes[label]}"
-        if label != FAST:
-            notes[label] += f", {row['seconds'] / seconds[FAST]:.1f}x"
-    bars(left, seconds, notes, "seconds, logarithmic")
-    left.set(xscale="log", xlim=(0.3, 8000))
-    left.xaxis.set_major_formatter(FuncFormatter(number))
-    left.set_title(f"From files on disk to {record['goal']:.2%} of the test images")
+    for label, row in record["time_to_goal"].items():
+        if "error" in row:
+            continue
+        is_ours = label == FAST or "mnist_mlp" in label
+        colour = plots.ORANGE if is_ours else plots.BLUE
+        seconds = row["shell_seconds"]
+        accuracy = 100 * row["test_accuracy_mean"]
+        fill = colour if row["cleared"] else "none"
+        ax.plot(seconds, accuracy, "o", markersize=9, color=colour, markerfacecolor=fill)
 
-    rows = measured(record["equal_settings"], "epoch_seconds")
-    rates = {label: row["images_per_second"] for label, row in rows.items()}
-    notes = {label: number(round(rate, -2)) for label, rate in rates.items()}
-    bars(right, rates, notes, "images a second")
-    right.xaxis.set_major_formatter(FuncFormatter(number))
-    right.margins(x=0.12)
-    right.set_title("Steady state: batch 512, AdamW or Adam")
+        note = f"{label}, {seconds:.1f} s"
+        offset = LABEL_OFFSETS.get(label, (8, -4))
+        alignment = "right" if offset[0] < 0 else "left"
+        ax.annotate(
+            note, (seconds, accuracy), offset, textcoords="offset points", ha=alignment, size=10
+        )
+
+    goal = 100 * record["goal"]
+    ax.axhline(goal, color="grey", linewidth=1, linestyle="--")
+    ax.annotate(
+        f"the goal, {goal:.2f}%",
+        (1, goal),
+        (-4, 4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        size=10,
+        color="grey",
+    )
+    ax.set(xscale="log", xlim=(0.5, 400))
+    ax.xaxis.set_major_formatter(FuncFormatter(number))
+    ax.yaxis.set_major_formatter("{x:.1f}%")
+    ax.set(xlabel="seconds from the shell to the answer, logarithmic", ylabel="test accuracy")
 
     cores = record["machine"]["cores"]
     processor = record["machine"]["instructions"] if units == "none" else units
-    figure.suptitle(f"{cores} cores with {processor}", x=0.99, ha="right", fontsize=10)
+    ax.set_title(f"MNIST with five layers, on {cores} cores with {processor}")
     figure.savefig(FIGURES / "time_to_accuracy.png")
     plt.close(figure)
 
