@@ -146,7 +146,7 @@ scaling: .venv/notebook.installed  ## time and memory against data, width, batch
 speedrun: .venv/notebook.installed  ## train to more than 98.21% in under a second
 	$(BIN)/python benchmarks/speed/speedrun.py
 
-speedrun-ideas: .venv/notebook.installed  ## what each idea of the speedrun gives: 4 minutes
+speedrun-ideas: .venv/notebook.installed  ## what each idea of the speedrun gives: 2 minutes
 	$(BIN)/python benchmarks/speed/speedrun_ideas.py
 
 figures: .venv/notebook.installed  ## draw the records of bench and scaling again
@@ -156,7 +156,7 @@ figures: .venv/notebook.installed  ## draw the records of bench and scaling agai
 .venv-bench/bench.installed: requirements.txt benchmarks/speed/requirements.txt pyproject.toml
 	$(call INSTALL,.venv-bench,-r benchmarks/speed/requirements.txt -e .)
 
-bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 30 minutes
+bench: .venv-bench/bench.installed  ## time to 98.21% against other libraries: 24 minutes
 	.venv-bench/bin/python benchmarks/speed/bench.py && .venv-bench/bin/python benchmarks/speed/figures.py
 
 tune-baselines: .venv-bench/bench.installed  ## before bench: how many epochs each library needs

@@ -1,6 +1,6 @@
 """Time how long each library takes to reach 98.21% on MNIST, side by side.
 
-`make bench` takes 30 minutes on two cores. It fills two tables: the time to the goal, and the speed
+`make bench` takes 24 minutes on two cores. It fills two tables: the time to the goal, and the speed
 at equal settings. Every row trains once in each of five rounds, in a separate process, so that a
 change of the machine's speed affects all rows. The command writes `benchmarks/speed/bench.json`,
 draws `figures/time_to_accuracy.png` and prints both tables.

@@ -1,6 +1,6 @@
 """Measure what each idea of the speedrun gives.
 
-`make speedrun-ideas` takes 4 minutes on two cores. It trains the speedrun, and the speedrun without
+`make speedrun-ideas` takes 2 minutes on two cores. It trains the speedrun, and the speedrun without
 one of its ideas, with 12 seeds each, in turns. Each seed leaves out another block of the training
 images, on which the accuracy is measured. At the end, ten more seeds of the speedrun itself are
 tested on the test images. The command writes `benchmarks/speed/speedrun.json` and prints the table.
