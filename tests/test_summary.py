@@ -419,3 +419,14 @@ def test_read_cards_names_all_damaged_cards_in_one_warning(cards):
 
     assert len(caught) == 1
     assert table.loc["Ada", "problem"].startswith("the file is empty, cut off, or not a card")
+
+
+def test_read_cards_takes_a_card_without_a_network_beside_an_older_network(cards):
+    card = {"student": "Zoë Öz", "exercises_right": [1, 2], "dataset": "mnist"}
+    (cards / "Zoë Öz.json").write_text(json.dumps(card), encoding="utf-8")
+
+    row = read_cards(cards).loc["Zoë Öz"]
+
+    assert row["problem"] == ""
+    assert row["exercises right"] == "1, 2"
+    assert math.isnan(row["validation accuracy"])
