@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -721,14 +722,14 @@ def hand_in(student: str, answers: Iterable[Answer], network, history, dataset: 
             validation_accuracy=history.validation_accuracy,
             training_seconds=round(history.seconds, 1),
         )
-        sentence = f"Saved. Hand in the file {path}."
+        sentence = f"Saved. Hand in the file {_seen_from_here(path)}."
     else:
         card = {"student": name, "exercises_right": exercises_right, "dataset": dataset}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
         sentence = (
             "Saved without a network, because exercise 3 is not right yet. Hand in the file "
-            f"{path}."
+            f"{_seen_from_here(path)}."
         )
     if is_there:
         sentence += " It replaces the file that was there."
@@ -746,6 +747,14 @@ def _problem_of_name(student) -> str:
     if not is_printable or any(character in name for character in '/\\:*?"<>|'):
         return f"{name!r} cannot be the name of a file. Use letters and spaces."
     return ""
+
+
+def _seen_from_here(path: Path) -> str:
+    """Return the path from the folder of the notebook, such as "../hand-in/Ada-7767.json"."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on Windows, the path may be on another drive
+        return str(path)
 
 
 def _file_name(name: str) -> str:
