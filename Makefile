@@ -107,7 +107,7 @@ LOCAL_REVEAL := $(if $(wildcard slides/node_modules/reveal.js),--SlidesExporter.
 	--SlidesExporter.require_js_url=node_modules/requirejs/require.js \
 	--SlidesExporter.jquery_url=node_modules/jquery/dist/jquery.min.js)
 
-slides: .venv/notebook.installed  ## build slides/ for a talk; showing them needs a network or a local reveal.js
+slides: .venv/notebook.installed  ## build slides/ for a talk; to show them, the browser needs a network, or reveal.js in slides/
 	$(BIN)/jupyter nbconvert --to slides --output-dir slides notebooks/What-Can-Go-Wrong.ipynb \
 		--no-prompt --SlidesExporter.reveal_scroll=True --SlidesExporter.reveal_transition=none \
 		--SlidesExporter.reveal_width=1200 --SlidesExporter.reveal_height=750 $(LOCAL_REVEAL) \

@@ -1,6 +1,10 @@
 """The exercises: the solutions pass, empty cells are named, and wrong answers are rejected."""
 
+import copy
+import json
+import platform
 import runpy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
@@ -22,6 +26,10 @@ from mnist_mlp.evaluation import Evaluation
 FOLDER = ROOT / "notebooks"
 STUDENTS = FOLDER / "Exercises.ipynb"
 SOLUTIONS = FOLDER / "teacher" / "Exercises-with-solutions.ipynb"
+
+needs_solutions = pytest.mark.skipif(
+    not SOLUTIONS.exists(), reason="notebooks/teacher/ is removed, such as on a student's computer"
+)
 
 # The embedded digits make small trainings.
 pytestmark = pytest.mark.filterwarnings("ignore:batch_size is", "ignore:MNIST")
@@ -46,6 +54,7 @@ def check_cells(document) -> list:
 # The two notebooks
 
 
+@needs_solutions
 def test_students_notebook_is_made_from_the_solutions():
     make = runpy.run_path(str(FOLDER / "teacher" / "make_exercises.py"))
     made = make["student_version"](read(SOLUTIONS))
@@ -55,6 +64,7 @@ def test_students_notebook_is_made_from_the_solutions():
     assert [cell.metadata for cell in committed.cells] == [cell.metadata for cell in made.cells]
 
 
+@needs_solutions
 def test_students_notebook_holds_no_solution_and_no_output():
     solutions = read(SOLUTIONS)
     students = read(STUDENTS)
@@ -70,6 +80,7 @@ def test_students_notebook_holds_no_solution_and_no_output():
             assert cell.metadata.nbgrader.solution
 
 
+@needs_solutions
 def test_committed_solutions_pass_every_check():
     checks = check_cells(read(SOLUTIONS))
 
@@ -106,6 +117,7 @@ def execute_here(document, folder, monkeypatch) -> tuple[dict, list[str]]:
     return names, errors
 
 
+@needs_solutions
 def test_solutions_pass_on_the_embedded_digits_and_are_handed_in(tmp_path, monkeypatch):
     names, errors = execute_here(on_embedded_digits(SOLUTIONS), tmp_path, monkeypatch)
     answers = names["answers"]
@@ -137,6 +149,7 @@ def test_empty_notebook_runs_to_its_end_and_names_each_open_exercise(tmp_path, m
     assert not (tmp_path / "hand-in").exists()
 
 
+@needs_solutions
 def test_notebook_runs_to_its_end_although_answers_stop_with_an_error(
     tmp_path, monkeypatch, capsys
 ):
@@ -251,6 +264,29 @@ def test_training_loop_tells_one_mistake_from_another():
     assert len(messages) == 4
 
 
+@pytest.mark.parametrize(
+    ("replacements", "hint"),
+    [
+        ([(STEP, ""), (RESULT, f"optimizer.step(); {RESULT}")], "called once for 3 batches"),
+        ([(CLEAR + BACKWARD, BACKWARD + CLEAR)], "network, backward, zero_grad, step"),
+        ([(CLEAR + BACKWARD, BACKWARD + CLEAR.replace("optimizer", "network"))], "zero_grad, step"),
+        ([(BACKWARD + STEP, STEP + BACKWARD)], "network, zero_grad, step, backward"),
+        ([(CLEAR, "")], "What is left over"),
+        ([("network(images)", "nn.Linear(784, 10)(images)")], "was never called"),
+        ([(BACKWARD, "")], "Who computes the gradient"),
+        ([(STEP, "")], "who uses it"),
+        ([(BACKWARD + STEP, ""), (RESULT, "return None")], "Who computes the gradient"),
+        ([(RESULT, f"return round({RESULT[7:]}, 2)")], "a rounded mean"),
+    ],
+    ids=str,
+)
+def test_training_loop_hint_leads_to_the_cause(replacements, hint):
+    answer = exercises.check_training_loop(loop(*replacements))
+
+    assert answer.state == WRONG
+    assert hint in answer.message
+
+
 @pytest.mark.parametrize("value", [None, ..., lambda network, optimizer, batches: None])
 def test_training_loop_not_done(value):
     assert exercises.check_training_loop(value).state == NOT_DONE
@@ -327,6 +363,38 @@ def test_confusion_does_not_tell_the_direction(confused):
     assert swapped.split("times")[1] == other.split("times")[1]
 
 
+def evaluation_with_recalls(correct: list[int], images: int) -> Evaluation:
+    """An evaluation in which so many images of each digit are right; the others are read as 9."""
+    labels = []
+    predicted = []
+    for digit, right in enumerate(correct):
+        labels += [digit] * images
+        predicted += [digit] * right + [9] * (images - right)
+    logits = F.one_hot(torch.tensor(predicted), 10).float()
+    return Evaluation(logits, torch.tensor(labels), tuple("0123456789"))
+
+
+@pytest.mark.parametrize("recall", [0.907, 0.908, 0.91, 0.90])
+@pytest.mark.parametrize("hardest", [0, 1])
+def test_confusion_accepts_either_digit_of_a_tie_at_two_decimals(hardest, recall):
+    validation = evaluation_with_recalls([908, 907, 950], 1000)
+
+    answer = exercises.check_confusion(validation, 1, 9, hardest, recall)
+
+    assert answer.state == RIGHT, answer
+
+
+def test_confusion_asks_for_more_decimals_where_two_digits_are_close():
+    validation = evaluation_with_recalls([917, 901, 999], 1000)
+
+    close = exercises.check_confusion(validation, 1, 9, 0, 0.92)
+    far = exercises.check_confusion(validation, 1, 9, 2, 0.99)
+
+    assert close.state == far.state == WRONG
+    assert "more decimals" in close.message
+    assert "divide by" in far.message
+
+
 @pytest.mark.parametrize("position", range(4))
 def test_confusion_not_done(position, confused):
     values = [1, 2, 0, 0.5]
@@ -364,6 +432,7 @@ def check_recipe(lesson, mine, comparison):
     validation = lesson.splits.validation
     return exercises.check_recipe(
         lesson.given.network,
+        lesson.given.history,
         lesson.splits.train,
         validation,
         mine.network,
@@ -413,6 +482,29 @@ def test_recipe_rejects_what_is_not_better(lesson):
 
     for mine in (worse, equal, lesson.given):
         assert check_recipe(lesson, mine, fair_comparison(lesson, mine)).state == WRONG
+
+
+def test_recipe_rejects_a_network_that_was_trained_before(lesson):
+    """Two trainings of one network: the second recipe alone did not make it."""
+    splits = lesson.splits
+    network = copy.deepcopy(lesson.given.network)
+    history = fit(network, splits.train, splits.validation, lesson.recipe, progress=False)
+    mine = SimpleNamespace(network=network, history=history)
+
+    answer = check_recipe(lesson, mine, fair_comparison(lesson, mine))
+
+    assert answer.state == WRONG
+    assert "same weights" in answer.message
+
+
+def test_recipe_rejects_a_training_that_was_stopped(lesson):
+    history = replace(lesson.better.history, stopped="after epoch 8 of 50")
+    mine = SimpleNamespace(network=lesson.better.network, history=history)
+
+    answer = check_recipe(lesson, mine, fair_comparison(lesson, mine))
+
+    assert answer.state == WRONG
+    assert "stopped after epoch 8 of 50" in answer.message
 
 
 def test_recipe_rejects_a_long_training(lesson):
@@ -626,6 +718,40 @@ def test_fool_rejects_a_wrong_answer(fool, lesson):
     assert answer.state == WRONG, answer
 
 
+def one_small_step(network, pixels, label):
+    start = pixels.clone().requires_grad_()
+    F.cross_entropy(logits_of(network, start), label).backward()
+    return (pixels + 0.001 * start.grad.sign()).clamp(0, 1)
+
+
+def no_return(network, pixels, label):
+    logits_of(network, pixels).argmax()
+
+
+def change_in_place(network, pixels, label):
+    pixels.requires_grad_()
+    F.cross_entropy(logits_of(network, pixels), label).backward()
+    pixels += 0.1 * pixels.grad.sign()
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("fool", "hint"),
+    [
+        (lambda network, pixels, label: pixels, "No pixel has changed"),
+        (lambda network, pixels, label: fgsm(network, pixels, label, sign=-1), "which direction"),
+        (one_small_step, "it rises, but not enough"),
+        (no_return, "returns None for image 1 of 10"),
+        (change_in_place, "Make a new image"),
+    ],
+)
+def test_fool_hint_leads_to_the_cause(fool, hint, lesson):
+    answer = exercises.check_fool(lesson.better.network, lesson.splits.validation, fool)
+
+    assert answer.state == WRONG
+    assert hint in answer.message
+
+
 def test_fool_leaves_the_network_as_it_is(lesson):
     network = lesson.better.network
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
@@ -654,26 +780,98 @@ def test_answer_is_shown_as_text_and_as_html():
     assert not answer.is_right
 
 
-@pytest.mark.parametrize("student", ["", "  ", None, 7, "a/b", "..", "C:\\x", ".hidden"])
-def test_hand_in_refuses_what_is_no_name(student, lesson, tmp_path, monkeypatch):
+@pytest.fixture
+def hand_in_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
-    mine = lesson.better
+    return tmp_path / "hand-in"
 
-    sentence = exercises.hand_in(student, [], mine.network, mine.history, "digits")
+
+BAD_NAMES = ["", "  ", None, 7, "a/b", "..", "C:\\x", ".hidden", "A\nB", "A\x00", "a" * 51]
+
+
+@pytest.mark.parametrize("student", BAD_NAMES, ids=repr)
+def test_hand_in_refuses_what_is_no_name(student, hand_in_folder):
+    sentence = exercises.hand_in(student, [], None, None, "digits")
 
     assert sentence.startswith("Nothing is saved")
-    assert visible(tmp_path) == []
+    assert "\n" not in sentence
+    assert not hand_in_folder.exists()
 
 
-def test_hand_in_saves_network_and_card(lesson, tmp_path, monkeypatch):
-    monkeypatch.setenv("MNIST_MLP_OUTPUT", str(tmp_path))
+def test_hand_in_saves_network_and_card(lesson, hand_in_folder):
     mine = lesson.better
-    answers = [exercises.Answer(1, RIGHT, ""), exercises.Answer(2, WRONG, "")]
+    answers = [
+        exercises.Answer(1, WRONG, ""),
+        exercises.Answer(2, RIGHT, ""),
+        check_recipe(lesson, mine, fair_comparison(lesson, mine)),
+    ]
 
-    exercises.hand_in(" Zoë Öz ", answers, mine.network, mine.history, "digits")
+    sentence = exercises.hand_in(" Zoë Öz ", answers, mine.network, mine.history, "digits")
 
-    assert visible(tmp_path / "hand-in") == ["Zoë Öz.json", "Zoë Öz.pth"]
-    (row,) = read_cards(tmp_path).to_dict("records")
+    card, weights = sorted(hand_in_folder.iterdir())
+    assert card.name.startswith("Zoë Öz-")
+    assert weights == card.with_suffix(".pth")
+    assert sentence == f"Saved. Hand in the file {card}."
+    (row,) = read_cards(hand_in_folder).to_dict("records")
     assert row["student"] == "Zoë Öz"
-    assert row["exercises right"] == "1"
+    assert row["exercises right"] == "2, 3"
     assert row["validation accuracy"] == mine.history.validation_accuracy
+
+
+def test_hand_in_without_a_network(lesson, hand_in_folder):
+    answers = [exercises.Answer(1, RIGHT, ""), exercises.Answer(3, WRONG, "")]
+
+    # A network whose check says that it is not right stays out of the card, like none.
+    for student, training in [("Ada", (None, None)), ("Bo", (lesson.better.network, None))]:
+        sentence = exercises.hand_in(student, answers, *training, "digits")
+        assert sentence.startswith("Saved without a network")
+
+    assert all(path.suffix == ".json" for path in hand_in_folder.iterdir())
+    table = read_cards(hand_in_folder)
+    assert list(table["student"]) == ["Ada", "Bo"]
+    assert set(table["exercises right"]) == {"1"}
+    assert table["validation accuracy"].isna().all()
+    assert set(table["problem"]) == {""}
+
+
+def test_hand_in_refuses_a_network_that_has_changed_since_the_check(lesson, hand_in_folder):
+    mine = lesson.better
+    right = check_recipe(lesson, mine, fair_comparison(lesson, mine))
+    changed = copy.deepcopy(mine.network)
+    with torch.no_grad():
+        next(changed.parameters())[0, 0] += 0.1
+
+    later_trainings = [
+        (changed, mine.history),
+        (lesson.given.network, lesson.given.history),
+        (mine.network, lesson.given.history),
+        (None, None),
+    ]
+    for network, history in later_trainings:
+        sentence = exercises.hand_in("Ada", [right], network, history, "digits")
+        assert "has changed since the check" in sentence
+
+    assert not hand_in_folder.exists()
+
+
+def test_hand_in_again_replaces_only_the_own_files(hand_in_folder, monkeypatch):
+    def hand_in(student):
+        return exercises.hand_in(student, [], None, None, "digits")
+
+    assert "It replaces" not in hand_in("Ada")
+    assert "It replaces" in hand_in("Ada")
+    hand_in("ada")
+    monkeypatch.setattr(platform, "node", lambda: "another computer")
+    assert "It replaces" not in hand_in("Ada")
+
+    names = [path.name.lower() for path in hand_in_folder.iterdir()]
+    assert len(set(names)) == 3
+    assert set(read_cards(hand_in_folder)["student"]) == {"Ada", "ada"}
+
+
+def test_hand_in_avoids_names_that_windows_reserves(hand_in_folder):
+    exercises.hand_in("CON.", [], None, None, "digits")
+
+    (path,) = hand_in_folder.iterdir()
+    assert path.name.split(".")[0].startswith("CON-")
+    assert json.loads(path.read_bytes())["student"] == "CON."

@@ -106,6 +106,9 @@ def test_readme_links_to_files_that_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 3
     for link in links:
+        # Teachers remove this folder from the copies that they give to a class.
+        if link.startswith("notebooks/teacher/") and not (ROOT / "notebooks/teacher").exists():
+            continue
         # On GitHub, a workflow's runs have an address outside the repository's files.
         path = link.replace("../../actions/", ".github/").removesuffix("/badge.svg")
         assert (ROOT / path).exists(), link

@@ -408,7 +408,7 @@ def damage(path, change) -> None:
 def test_read_cards_names_a_damaged_card_and_goes_on(damage_card, cards):
     damage_card(cards / "Zoë Öz.json")
 
-    with pytest.warns(UserWarning, match="Zoë Öz is no card") as caught:
+    with pytest.warns(UserWarning, match="no cards, or damaged ones: Zoë Öz") as caught:
         table = read_cards(cards)
 
     assert len(caught) == 1
@@ -427,3 +427,25 @@ def test_read_cards_without_a_card_raises(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(ValueError, match=r"no \.json file"):
             read_cards(folder)
+
+
+def test_read_cards_names_all_damaged_cards_in_one_warning(cards):
+    (cards / "Ada.json").write_bytes(b"")
+    (cards / "Bo.json").write_text("[1, 2]")
+
+    with pytest.warns(UserWarning, match="damaged ones: Ada, Bo") as caught:
+        table = read_cards(cards)
+
+    assert len(caught) == 1
+    assert table.loc["Ada", "problem"].startswith("the file is empty, cut off, or not a card")
+
+
+def test_read_cards_takes_a_card_without_a_network_beside_an_older_network(cards):
+    card = {"student": "Zoë Öz", "exercises_right": [1, 2], "dataset": "mnist"}
+    (cards / "Zoë Öz.json").write_text(json.dumps(card), encoding="utf-8")
+
+    row = read_cards(cards).loc["Zoë Öz"]
+
+    assert row["problem"] == ""
+    assert row["exercises right"] == "1, 2"
+    assert math.isnan(row["validation accuracy"])

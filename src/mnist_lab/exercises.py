@@ -5,8 +5,12 @@ it found, what it expected, and where to look.
 """
 
 import copy
+import hashlib
 import html
+import json
 import math
+import os
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +25,8 @@ from mnist_lab.research.understanding import logits_of
 from mnist_mlp import ImageDataset, compare, evaluate, save_weights
 from mnist_mlp.comparison import Comparison
 from mnist_mlp.evaluation import Evaluation
-from mnist_mlp.identity import sha256_of_datasets
+from mnist_mlp.files import atomic_write
+from mnist_mlp.identity import sha256_of, sha256_of_datasets
 from mnist_mlp.notebook import output_path
 from mnist_mlp.plots import BLUE, GREY, ORANGE
 from mnist_mlp.recipe import History
@@ -46,6 +51,8 @@ SMALLEST_STEP = 0.01
 TOLERATED_FACTOR = 1.2
 TOLERATED_CHANGE = 0.01
 
+LONGEST_NAME = 50  # of a student
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -55,11 +62,13 @@ class Answer:
         exercise: The number of the exercise.
         state: "right", "not right" or "not done yet".
         message: What was found, what was expected, and a hint.
+        training: For exercise 3, a digest of the network and the history that were checked.
     """
 
     exercise: int
     state: str
     message: str
+    training: str = ""
 
     @property
     def is_right(self) -> bool:
@@ -97,19 +106,18 @@ def check_training_loop(train_epoch: Callable) -> Answer:
     before = weights_by_step[0]
     expected = weights_by_step[-1]
 
-    mean_loss, weights, problem = _train_briefly(train_epoch, batches)
+    mean_loss, weights, calls, problem = _train_briefly(train_epoch, batches)
     if problem:
         return Answer(1, WRONG, problem)
 
     is_unchanged = torch.allclose(weights, before, atol=1e-6)
-    if is_unchanged and mean_loss is None:
+    if is_unchanged and mean_loss is None and not calls:
         return Answer(1, NOT_DONE, "`train_epoch` returns None.")
     if is_unchanged:
         return Answer(
             1,
             WRONG,
-            "the weights are the same as before, expected changed ones. A gradient alone moves "
-            "nothing: who uses it?",
+            f"the weights are the same as before, expected changed ones. {_why_unchanged(calls)}",
         )
 
     if torch.allclose(weights, expected, atol=1e-6):
@@ -124,20 +132,51 @@ def check_training_loop(train_epoch: Callable) -> Answer:
                 "Where does your loop end?",
             )
 
-    _, weights, _ = _train_briefly(train_epoch, batches[:1])
+    steps = calls.count("step")
+    if steps not in (0, len(batches)):
+        return Answer(
+            1,
+            WRONG,
+            f"`step` was called {_times(steps)} for {len(batches)} batches, expected once for "
+            "each. What stands inside the loop, and what after it?",
+        )
+
+    _, weights, _, _ = _train_briefly(train_epoch, batches[:1])
     if torch.allclose(weights, weights_by_step[1], atol=1e-6):
         return Answer(
             1,
             WRONG,
             "the first step is right, and the later ones lead to other weights than expected. "
-            "What is left over from the step before?",
+            f"What is left over from the step before? {_order(calls)}",
         )
     return Answer(
         1,
         WRONG,
         "already the first step leads to other weights than expected. Look at the order of the "
-        "calls, and at what the loss takes.",
+        f"calls, and at what the loss takes. {_order(calls)}",
     )
+
+
+def _why_unchanged(calls: list[str]) -> str:
+    """Return a hint for a loop that has not changed the weights."""
+    if "network" not in calls:
+        return "The network that your function was given was never called. Which one did you take?"
+    if "backward" not in calls:
+        return "`backward` never reached this network. Who computes the gradient?"
+    if "step" not in calls:
+        return "A gradient alone moves nothing: who uses it?"
+    return f"Is the gradient there when `step` needs it? {_order(calls)}"
+
+
+def _order(calls: list[str]) -> str:
+    """Return the first calls as a sentence."""
+    if not calls:
+        return ""
+    return f"Your loop begins with: {', '.join(calls[:5])}."
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _made_up_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -178,11 +217,33 @@ def _correct_epoch(batches: Sequence) -> tuple[list[torch.Tensor], list[float]]:
     return weights_by_step, losses
 
 
-def _train_briefly(train_epoch: Callable, batches: Sequence) -> tuple[Any, torch.Tensor, str]:
-    """Return what the function returns, the weights that it leaves, and the error as a sentence."""
+def _train_briefly(
+    train_epoch: Callable, batches: Sequence
+) -> tuple[Any, torch.Tensor, list[str], str]:
+    """Call a student's training loop, and note what it calls.
+
+    Returns:
+        What the function returns; the weights that it leaves; the names of its calls in their
+        order, "network", "zero_grad", "backward" and "step"; and the error as a sentence, or "".
+    """
     network, optimizer = _small_network()
+    calls: list[str] = []
+
+    def clear_with(zero_grad: Callable) -> Callable:
+        def noted_zero_grad(*arguments, **options):
+            calls.append("zero_grad")
+            zero_grad(*arguments, **options)
+
+        return noted_zero_grad
+
+    network.register_forward_hook(lambda *_: calls.append("network"))
+    list(network.parameters())[-1].register_hook(lambda _: calls.append("backward"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("step"))
+    for owner in (network, optimizer):  # there is no hook for this call
+        setattr(owner, "zero_grad", clear_with(owner.zero_grad))  # noqa: B010
+
     result, problem = _call("train_epoch", train_epoch, network, optimizer, list(batches))
-    return result, _weights_of(network), problem
+    return result, _weights_of(network), calls, problem
 
 
 def _check_mean_loss(mean_loss, losses: list[float]) -> Answer:
@@ -195,14 +256,21 @@ def _check_mean_loss(mean_loss, losses: list[float]) -> Answer:
             f"the weights are right, but `train_epoch` returns {_describe(mean_loss)}, expected "
             "the mean loss, a number.",
         )
-    if not math.isclose(value, expected, rel_tol=1e-4):
+    if math.isclose(value, expected, rel_tol=1e-4):
+        return Answer(1, RIGHT, "the weights and the mean loss are those of a correct loop.")
+    if abs(value - expected) < 0.051 and value in {round(expected, digits) for digits in (1, 2, 3)}:
         return Answer(
             1,
             WRONG,
-            f"the weights are right, but `train_epoch` returns {value:.3f} where the mean of the "
-            f"losses is {expected:.3f}. Of which batches is yours?",
+            f"the weights are right, but `train_epoch` returns {value:g}, a rounded mean, expected "
+            "all decimals. Round only what you print.",
         )
-    return Answer(1, RIGHT, "the weights and the mean loss are those of a correct loop.")
+    return Answer(
+        1,
+        WRONG,
+        f"the weights are right, but `train_epoch` returns {value:.4f} where the mean of the "
+        f"losses is {expected:.4f}. Of which batches is yours?",
+    )
 
 
 # Exercise 2
@@ -215,8 +283,8 @@ def check_confusion(validation: Evaluation, written, read_as, hardest, recall) -
         validation: The evaluation that the matrix belongs to.
         written: The true digit of the most frequent confusion.
         read_as: The digit that it is read as.
-        hardest: The digit with the lowest recall.
-        recall: Its recall, from 0 to 1, to two decimals at least.
+        hardest: The digit with the lowest recall, or one that has the same recall to two decimals.
+        recall: Its recall, from 0 to 1, to two decimals at least, rounded or cut off.
     """
     digits = {"written": written, "read_as": read_as, "hardest": hardest}
     for name, value in {**digits, "recall": recall}.items():
@@ -258,17 +326,19 @@ def check_confusion(validation: Evaluation, written, read_as, hardest, recall) -
     images_by_class = confusion.sum(axis=1)
     recalls = confusion.diagonal() / np.maximum(images_by_class, 1)
     recalls[images_by_class == 0] = 1
-    if recalls[hardest] > recalls.min():
-        return Answer(
-            2,
-            WRONG,
-            f"the recall of the {hardest} is not the lowest. Which images does a recall divide by?",
-        )
+    lowest = recalls.min()
+    is_tie = not _two_decimals(recalls[hardest]).isdisjoint(_two_decimals(lowest))
+    if not is_tie:
+        hint = "Which images does a recall divide by?"
+        if recalls[hardest] - lowest < 0.02:
+            hint = "Another one is close: compare more decimals."
+        return Answer(2, WRONG, f"the recall of the {hardest} is not the lowest. {hint}")
 
     value = _number(recall)
     if value is None or not 0 <= value <= 1:
         return Answer(2, WRONG, f"`recall` is {_describe(recall)}, expected a number from 0 to 1.")
-    if abs(value - recalls[hardest]) > 0.0051:  # two decimals are enough
+    is_cut_off = any(math.isclose(value, share) for share in _two_decimals(recalls[hardest]))
+    if abs(value - recalls[hardest]) > 0.0051 and not is_cut_off:  # two decimals are enough
         return Answer(
             2,
             WRONG,
@@ -278,11 +348,18 @@ def check_confusion(validation: Evaluation, written, read_as, hardest, recall) -
     return Answer(2, RIGHT, "you read the direction and the recall as they are meant.")
 
 
+def _two_decimals(share: float) -> set[float]:
+    """Return a share with two decimals, once rounded and once cut off."""
+    cut_off = math.floor(100 * share + 1e-9) / 100
+    return {round(float(share), 2), cut_off}
+
+
 # Exercise 3
 
 
 def check_recipe(
     given_network: nn.Module,
+    given_history: History,
     train: ImageDataset,
     validation: ImageDataset,
     my_network,
@@ -293,6 +370,8 @@ def check_recipe(
 
     Args:
         given_network: The network to beat.
+        given_history: What `fit` has returned for it. Both trainings must begin with the same
+            weights, so that only the recipe makes the difference.
         train: The images that both networks may be trained on.
         validation: The images that they are compared on.
         my_network: The network that was trained.
@@ -322,6 +401,14 @@ def check_recipe(
             "Which of your changes costs most time?",
         )
 
+    if my_history.stopped:
+        return Answer(
+            3,
+            WRONG,
+            f"the training was stopped {my_history.stopped}, expected a whole one. Would fewer "
+            "epochs do?",
+        )
+
     images = my_history.identity.get("data (SHA-256)")
     if images != sha256_of_datasets([train, validation]):
         return Answer(
@@ -329,6 +416,15 @@ def check_recipe(
             WRONG,
             "the network was trained or validated on other images than the given one, so the "
             "recipes are not compared. Which images did you give to `fit`?",
+        )
+
+    initial = "initial weights (SHA-256)"
+    if my_history.identity.get(initial) != given_history.identity.get(initial):
+        return Answer(
+            3,
+            WRONG,
+            "the training did not begin with the same weights as the given one, so it is not only "
+            "the recipe that differs. Was the network trained before? Use `train(...)`.",
         )
 
     mine, problem = _call("evaluate(my_network, ...)", evaluate, my_network, validation)
@@ -360,7 +456,18 @@ def check_recipe(
             f"the difference is {fair} points: {fair.verdict}. Expected an interval above 0. "
             "Change one value at a time.",
         )
-    return Answer(3, RIGHT, "your recipe is better, on the same images, and not by chance.")
+    return Answer(
+        3,
+        RIGHT,
+        "your recipe is better, on the same images, and not by chance.",
+        training=_digest_of_training(my_network, my_history),
+    )
+
+
+def _digest_of_training(network: nn.Module, history: History) -> str:
+    """Return a digest of the weights and the history: it changes if one of the two does."""
+    weights = sha256_of(network.state_dict().values())
+    return hashlib.sha256(f"{weights} {history!r}".encode()).hexdigest()
 
 
 # Exercise 4
@@ -451,11 +558,22 @@ def check_fool(network: nn.Module, dataset: ImageDataset, fool: Callable) -> Ans
         label = dataset.labels[index : index + 1]
 
         studied = copy.deepcopy(network)  # the answer may leave gradients, or worse
+        readings: list[str] = []
+        studied.register_forward_hook(_noting(readings))
         changed, problem = _call("fool", fool, studied, pixels.clone(), label.clone())
+        if "in-place" in problem:
+            problem += " Make a new image, pixels + ..., in place of changing this one (`+=`)."
         if problem:
             return Answer(5, WRONG, problem)
-        if changed is None:
+        if changed is None and not readings:
             return Answer(5, NOT_DONE, "`fool` returns None.")
+        if changed is None:
+            return Answer(
+                5,
+                WRONG,
+                f"`fool` returns None for image {number} of {len(right)}, expected the changed "
+                "image. What does it return when its loop has ended?",
+            )
         problem = _problem_of_pixels(changed, pixels)
         if problem:
             return Answer(5, WRONG, problem)
@@ -471,8 +589,8 @@ def check_fool(network: nn.Module, dataset: ImageDataset, fool: Callable) -> Ans
             return Answer(
                 5,
                 WRONG,
-                f"the network still reads image {number} of {len(right)} right. In which direction "
-                "does the loss rise?",
+                f"the network still reads image {number} of {len(right)} right. "
+                f"{_why_not_fooled(network, pixels, changed, label)}",
             )
         changes.append(float((changed - pixels).abs().max()))
         smallest_changes.append(_smallest_change(network, pixels, label))
@@ -488,6 +606,35 @@ def check_fool(network: nn.Module, dataset: ImageDataset, fool: Callable) -> Ans
             "in time?",
         )
     return Answer(5, RIGHT, "the network is fooled by changes as small as these.")
+
+
+def _noting(readings: list[str]) -> Callable:
+    """Return a hook that notes that the network was called."""
+
+    def note(*_):
+        readings.append("network")
+
+    return note
+
+
+def _why_not_fooled(
+    network: nn.Module, pixels: torch.Tensor, changed: torch.Tensor, label: torch.Tensor
+) -> str:
+    """Return a hint that says what the change of the pixels does to the loss."""
+    change = float((changed - pixels).abs().max())
+    if change == 0:
+        return "No pixel has changed."
+
+    with torch.no_grad():
+        before = float(F.cross_entropy(logits_of(network, pixels), label))
+        after = float(F.cross_entropy(logits_of(network, changed), label))
+    found = f"Your largest change of a pixel is {change:.2g}, and the loss goes from {before:.2g}"
+    if after <= before:
+        return f"{found} to {after:.2g}. In which direction does it rise?"
+    return (
+        f"{found} to {after:.2g}: it rises, but not enough. How far do you go, and do you ask "
+        "`logits_of` what the network reads?"
+    )
 
 
 def _problem_of_pixels(changed, pixels: torch.Tensor) -> str:
@@ -530,40 +677,94 @@ def _smallest_change(network: nn.Module, pixels: torch.Tensor, label: torch.Tens
 
 
 def hand_in(student: str, answers: Iterable[Answer], network, history, dataset: str) -> str:
-    """Save the network of exercise 3 with a card, and return a sentence that says where.
+    """Save a card with the exercises that are right, and return a sentence that says where.
 
-    The teacher makes a table of all cards with `mnist_lab.research.summary.read_cards`.
+    If exercise 3 is right, its network is saved as well, and the card says how good it is. The
+    teacher makes a table of all cards with `mnist_lab.research.summary.read_cards`.
 
     Args:
-        student: The student's name. The files are named after it.
+        student: The student's name. The files are named after it, with a suffix by the computer,
+            so that two students of the same name can put their files into one folder.
         answers: What the checks have said.
-        network: The network of exercise 3.
+        network: The network of exercise 3, None without one.
         history: What `fit` has returned for it.
         dataset: The name of the data set.
     """
-    if not isinstance(student, str) or not student.strip():
-        return 'Nothing is saved: write your name in quotes, student = "...".'
+    problem = _problem_of_name(student)
+    if problem:
+        return f"Nothing is saved: {problem}"
     name = student.strip()
-    if Path(name).name != name or not name[0].isalnum() or any(c in name for c in '\\:*?"<>|'):
-        return f"Nothing is saved: {name!r} cannot be the name of a file. Use letters and spaces."
-    if not isinstance(network, nn.Module) or not isinstance(history, History):
-        return "Nothing is saved: exercise 3 is not done yet, so there is no network."
 
-    path = output_path(f"hand-in/{name}.pth")
-    save_weights(
-        network,
-        path,
-        student=name,
-        exercises_right=[answer.exercise for answer in answers if answer.is_right],
-        dataset=dataset,
-        recipe=history.recipe.asdict(),
-        precision=history.precision,
-        best_epoch=history.best_epoch,
-        epochs_done=len(history.epochs),
-        validation_accuracy=history.validation_accuracy,
-        training_seconds=round(history.seconds, 1),
-    )
-    return f"Saved. Hand in the file {path.parent.name}/{path.stem}.json."
+    answers = list(answers)
+    exercises_right = [answer.exercise for answer in answers if answer.is_right]
+    checked = [answer.training for answer in answers if answer.exercise == 3 and answer.is_right]
+    if checked:
+        has_both = isinstance(network, nn.Module) and isinstance(history, History)
+        if not has_both or checked != [_digest_of_training(network, history)]:
+            return (
+                "Nothing is saved: the network of exercise 3 has changed since the check. Run the "
+                "check of exercise 3 again, then this cell."
+            )
+
+    path = output_path(f"hand-in/{_file_name(name)}.json")
+    is_there = path.exists()
+    if checked:
+        save_weights(
+            network,
+            path.with_suffix(".pth"),
+            student=name,
+            exercises_right=exercises_right,
+            dataset=dataset,
+            recipe=history.recipe.asdict(),
+            precision=history.precision,
+            best_epoch=history.best_epoch,
+            epochs_done=len(history.epochs),
+            validation_accuracy=history.validation_accuracy,
+            training_seconds=round(history.seconds, 1),
+        )
+        sentence = f"Saved. Hand in the file {_seen_from_here(path)}."
+    else:
+        card = {"student": name, "exercises_right": exercises_right, "dataset": dataset}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        sentence = (
+            "Saved without a network, because exercise 3 is not right yet. Hand in the file "
+            f"{_seen_from_here(path)}."
+        )
+    if is_there:
+        sentence += " It replaces the file that was there."
+    return sentence
+
+
+def _problem_of_name(student) -> str:
+    """Return a sentence if files cannot be named after a student, else ""."""
+    if not isinstance(student, str) or not student.strip():
+        return 'write your name in quotes, student = "...".'
+    name = student.strip()
+    if len(name) > LONGEST_NAME:
+        return f"your name has {len(name)} letters, expected at most {LONGEST_NAME}."
+    is_printable = name.isprintable() and name[0].isalnum()
+    if not is_printable or any(character in name for character in '/\\:*?"<>|'):
+        return f"{name!r} cannot be the name of a file. Use letters and spaces."
+    return ""
+
+
+def _seen_from_here(path: Path) -> str:
+    """Return the path from the folder of the notebook, such as "../hand-in/Ada-7767.json"."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on Windows, the path may be on another drive
+        return str(path)
+
+
+def _file_name(name: str) -> str:
+    """Return the name of a student's files: the same at each call, another on other computers.
+
+    The suffix differs for "Ada" and "ada" as well, which are one file on Windows and macOS.
+    """
+    origin = f"{name} {platform.node()} {Path.home()}"
+    suffix = hashlib.sha256(origin.encode()).hexdigest()[:4]
+    return f"{name.replace('.', '')}-{suffix}"  # a dot would end a name that Windows reserves
 
 
 # What all checks need

@@ -168,7 +168,8 @@ def check_trainable(model: nn.Module, train_sets: Sequence[ImageDataset], batch_
         )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
-            "the model has no weights that can be trained: use model.requires_grad_(True)."
+            "the model has no weights that can be trained. If its layers are in a Python list, put "
+            "them into an nn.ModuleList; if they are frozen, use model.requires_grad_(True)."
         )
 
     for name, weight in model.named_parameters():

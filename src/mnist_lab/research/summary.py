@@ -22,6 +22,10 @@ from mnist_mlp.recipe import Recipe
 
 SIGNIFICANT = 0.05
 METRICS = ("validation_accuracy", "test_accuracy")
+HAND_IN_SCHEMA: dict[str, type] = {
+    "student": str,
+    "exercises_right": list,
+}  # of a card without a network
 MOST_SEEDS = 1_000_000  # a difference that needs more is none
 
 # The values of each configuration by seed. A configuration is its data set and its name.
@@ -47,7 +51,8 @@ def read_cards(folder: str | Path) -> pd.DataFrame:
     """Return a table with a row for each card in a folder and its sub-folders, the best first.
 
     A card is the .json file that `save_weights` writes beside weights, such as those that a class
-    hands in. The weights may be missing. If they are there, they must be those of the card.
+    hands in. The weights may be missing. If they are there, they must be those of the card. A
+    student without a network hands in a card that says only which exercises are right.
 
     Args:
         folder: The folder with the cards. Hidden files are left out.
@@ -59,7 +64,7 @@ def read_cards(folder: str | Path) -> pd.DataFrame:
         * `student` and `exercises right`, which `mnist_lab.exercises.hand_in` writes.
         * `data set`, and `recipe`: the hyperparameters that differ from the default.
         * `validation accuracy`, `test accuracy`, `epochs`, `seconds`.
-        * `problem`: why the file is no card, or "". Such rows come last, each with a warning.
+        * `problem`: why the file is no card, or "". Such rows come last, and a warning names them.
 
         The rows are sorted by validation accuracy; where it is missing, by test accuracy.
 
@@ -84,8 +89,14 @@ def read_cards(folder: str | Path) -> pd.DataFrame:
         try:
             rows[name] = _row_of_card(path)
         except (OSError, ValueError) as error:
-            warnings.warn(f"{name} is no card: {error}", stacklevel=2)
             rows[name] = {"problem": str(error)}
+
+    damaged = [name for name, row in rows.items() if row.get("problem")]
+    if damaged:
+        warnings.warn(
+            f"no cards, or damaged ones: {', '.join(damaged)}. The column `problem` says why.",
+            stacklevel=2,
+        )
 
     columns = {
         "student": None,
@@ -112,10 +123,11 @@ def _row_of_card(path: Path) -> dict:
         OSError: A file cannot be read.
         ValueError: The file is no card, belongs to other weights, or holds an impossible value.
     """
-    card = read_json(path, CARD_SCHEMA)
+    card = _read_card(path)
+    has_network = "model" in card
     for suffix in (".pth", ".pt"):
         weights = path.with_suffix(suffix)
-        if weights.exists():
+        if has_network and weights.exists():
             read_card(weights)  # compares the weights with the card
 
     row: dict = {"student": card.get("student"), "data set": card.get("dataset")}
@@ -142,6 +154,31 @@ def _row_of_card(path: Path) -> dict:
         correct = _number_of_card(card, "test_correct", total)
         row["test accuracy"] = correct / total if total else math.nan
     return row
+
+
+def _read_card(path: Path) -> dict:
+    """Return a card of weights, or one that a student without a network has handed in.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is no card.
+    """
+    try:
+        card = read_json(path, {})
+    except ValueError as error:
+        raise ValueError(
+            "the file is empty, cut off, or not a card: ask for it once more."
+        ) from error
+    is_without_network = "student" in card and "model" not in card
+    schema = HAND_IN_SCHEMA if is_without_network else CARD_SCHEMA
+
+    missing = []
+    for entry, expected_type in schema.items():
+        if not isinstance(card.get(entry), expected_type):
+            missing.append(entry)
+    if missing:
+        raise ValueError(f"the file is no card: it does not say, or not rightly: {missing}.")
+    return card
 
 
 def _number_of_card(card: Mapping, entry: str, highest: float) -> float:
