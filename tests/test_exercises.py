@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, code_cells, visible
+from helpers import ROOT, code_cells
 from torch import nn
 from torch.nn import functional as F
 
