@@ -449,6 +449,22 @@ def test_readme_shows_the_tables_of_the_records():
         assert f"| {' | '.join(cells)} |" in README
 
 
+def test_first_page_quotes_the_race():
+    import bench
+
+    rows = next(iter(read_record("bench.json").values()))["time_to_goal"]
+    ours = rows[bench.FAST]
+    others = [row for row in rows.values() if row["contestant"] not in bench.OURS]
+    fastest = min(row["shell_seconds"] for row in others if "error" not in row)
+    tutorial = rows["the usual tutorial"]["shell_seconds"]
+
+    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"classifies {ours['test_accuracy_mean']:.2%} of the test images" in page
+    assert f"after {ours['shell_seconds']:.2f} seconds" in page
+    assert f"{fastest / ours['shell_seconds']:.1f} times as fast as the fastest other" in page
+    assert f"at least {tutorial / ours['shell_seconds']:.0f} times as fast" in page
+
+
 def test_readme_shows_the_record_of_the_speedrun():
     import speedrun
     import speedrun_ideas
