@@ -307,6 +307,12 @@ def test_sweep_refuses_a_wrong_field_before_the_first_run(tmp_path, field, error
     assert not list(tmp_path.iterdir())
 
 
+def test_sweep_names_the_run_with_an_unknown_field(tmp_path):
+    runs = [{"name": "a"}, {"name": "b", "lr": 0.1}]
+    with pytest.raises(TypeError, match=r"'lr' in the run .*'b'.* learning_rate"):
+        sweep(runs, tmp_path)
+
+
 @pytest.mark.parametrize("runs", [QUICK, [Recipe()]])
 def test_sweep_refuses_runs_that_are_no_list_of_dicts(tmp_path, runs):
     with pytest.raises(TypeError, match="a run must be a dict"):

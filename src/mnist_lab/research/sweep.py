@@ -109,6 +109,11 @@ def with_defaults(run: dict) -> dict:
             f"a run must be a dict of the fields that differ from the default, found {run!r}. "
             "sweep takes a list of runs."
         )
+    known_names = ["name", *RUN_DEFAULTS, *FUNCTIONS, *Recipe().asdict()]
+    for name in run:
+        if name not in known_names:
+            expected = ", ".join(dict.fromkeys(known_names))
+            raise TypeError(f"unknown field {name!r} in the run {run!r:.200}: use {expected}.")
     extras = {name: run.get(name, default) for name, default in RUN_DEFAULTS.items()}
 
     dataset = extras["dataset"]
