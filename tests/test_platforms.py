@@ -191,5 +191,5 @@ def test_make_works_without_network_after_make_wheels(whole_checkout, no_policy,
 
     python = whole_checkout / ".venv" / "bin" / "python"
     tests = ("tests/test_story.py", "tests/test_files.py", "tests/test_wheel.py")
-    process = run(python, "-m", "pytest", "-n", "0", "-p", "no:nbval", *tests, cwd=whole_checkout)
+    process = run(python, "-m", "pytest", "-n", "0", *tests, cwd=whole_checkout)
     assert process.returncode == 0, process.stdout

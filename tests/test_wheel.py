@@ -153,8 +153,10 @@ def test_wheel_runs_a_notebook_in_an_empty_folder(site, empty_folder, tmp_path):
 def test_wheel_runs_every_notebook_in_an_empty_folder(path, site, empty_folder, mnist):
     executed = run_in_empty_folder(path, empty_folder, site)
 
-    # As in nbval, all but the cells with this tag print the same on every machine.
+    # As in nbval, all but the cells with this tag print the same on every machine. The students'
+    # notebook has no outputs: its open exercises must not stop it.
     published = nbformat.read(path, as_version=4)
     for new, old in zip(code_cells(executed), code_cells(published), strict=True):
-        if "nbval-ignore-output" not in old.metadata.get("tags", []):
+        is_compared = "nbval-ignore-output" not in old.metadata.get("tags", [])
+        if is_compared and path.stem != "Exercises":
             assert printed(new) == printed(old), old.source
