@@ -26,6 +26,7 @@ from mnist_mlp import (
     load_weights,
     plots,
 )
+from mnist_mlp.data import normalise
 
 SPEED = ROOT / "benchmarks" / "speed"
 README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
@@ -301,6 +302,43 @@ def test_speedrun_learns_and_saves_what_torch_loads(mnist, tmp_path):
     dataset = ImageDataset(torch.tensor(images[left_out]), int64_labels)
     evaluation = evaluate(model, dataset)
     assert (evaluation.predicted.numpy() == predicted).mean() > 0.999
+
+
+def test_speedrun_network_for_pixels_is_the_one_that_was_trained_on_components(mnist):
+    import speedrun
+
+    trained = []
+
+    class Keep:
+        """It keeps the weights and never steps."""
+
+        def __init__(self, weights, settings):
+            trained.append(weights)
+
+        def step(self, gradient, fraction):
+            pass
+
+    images, labels = speedrun.read_mnist("train", 60_000)
+    settings = {**speedrun.SETTINGS, "blocks": 1}
+    state = speedrun.train(images, labels, 3, settings, Keep)
+    model = EnhancedNet()
+    model.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+
+    # A training begins with the components of the first block.
+    block = images[: speedrun.BLOCK]
+    pixels = np.empty((len(block), speedrun.WINDOW**2), np.float32)
+    speedrun.cut_window(block, (0, 0), pixels)
+    n_components = settings["components"]
+    random = np.random.default_rng(3)
+    mean, basis = speedrun.principal_components(pixels, n_components, random)
+    x = torch.tensor((pixels - mean) @ basis)
+    for matrix in trained[:-1]:
+        x = (x @ torch.tensor(matrix)).relu()
+    logits = x @ torch.tensor(trained[-1])
+
+    with torch.no_grad():
+        found = model(normalise(torch.tensor(block)))
+    torch.testing.assert_close(found, logits, rtol=0, atol=1e-3)
 
 
 def test_speedrun_needs_numpy_alone():

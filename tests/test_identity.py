@@ -242,6 +242,20 @@ def test_describe_sees_a_module_that_is_imported_within_the_function(tmp_path, m
     assert describe(augment) != before
 
 
+def test_describe_imports_no_installed_module(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    (package / "heavy_package.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(package)
+
+    def log(epoch):
+        import heavy_package
+
+        heavy_package.log(epoch)
+
+    assert "log" in describe(log)
+
+
 def test_describe_sees_the_names_of_the_arguments():
     """They decide what `partial(f, a=5)` computes."""
 

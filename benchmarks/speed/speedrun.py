@@ -266,8 +266,8 @@ def train(images, labels, seed, settings=SETTINGS, optimizer=Muon) -> dict[str, 
     optimizers = [optimizer(matrix, settings) for matrix in weights]
     descend(weights, optimizers, components, targets, order, settings)
 
-    # The first layer expects pixels that are normalised as p = (pixel / 255 - MEAN) / STD, all 784
-    # of them. It was trained on (pixel - mean) @ basis.
+    # The first layer was trained on (pixel - mean) @ basis. EnhancedNet gets all 784 pixels, and
+    # normalised: p = (pixel / 255 - MEAN) / STD, so pixel = 255 * STD * p + 255 * MEAN.
     first = (basis @ weights[0]).reshape(WINDOW, WINDOW, SIZES[1])
     first_full = np.zeros((28, 28, SIZES[1]), np.float32)
     inside = slice(BORDER, 28 - BORDER)

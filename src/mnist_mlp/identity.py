@@ -8,6 +8,7 @@ import argparse
 import dis
 import hashlib
 import importlib
+import importlib.util
 import json
 import platform
 import sys
@@ -258,7 +259,7 @@ def _used_globals(function: FunctionType) -> list:
 
     values = [function.__globals__.get(name) for name in dict.fromkeys(global_names)]
     for name in dict.fromkeys(module_names):
-        values.append(_import(name, function.__globals__.get("__package__")))
+        values.append(_own_module(name, function.__globals__.get("__package__")))
 
     used_values = []
     for value in values:
@@ -269,15 +270,24 @@ def _used_globals(function: FunctionType) -> list:
     return used_values
 
 
-def _import(name: str, package: str | None) -> ModuleType | None:
-    """Return the module that a function imports, or None if it cannot be imported."""
+def _own_module(name: str, package: str | None) -> ModuleType | None:
+    """Return the module of the user's own that a function imports, or None if it is no such one.
+
+    An installed module is taken by its name, so it is not imported for this.
+    """
     names = [name]
     if package:  # the import may be relative: the bytecode does not say
         names.insert(0, f"{package}.{name}")
+
     for full_name in names:
         try:
+            spec = importlib.util.find_spec(full_name)
+            if spec is None:
+                continue
+            if not spec.has_location or _is_installed(spec.origin or ""):
+                return None
             return importlib.import_module(full_name)
-        except ImportError:
+        except (ImportError, ValueError):  # ValueError: a script has no specification
             continue
     return None
 
